@@ -1,0 +1,34 @@
+"""Handwritten digits, 8x8, class-conditional: a first model in minutes on a CPU."""
+
+
+def get_config():
+    return dict(
+        seed=0,
+        image_shape=(8, 8, 1),
+        schedule=dict(name="cosine", num_steps=1000),
+        network=dict(
+            name="unet",
+            channels=64,
+            channel_mults=(1, 2),
+            num_res_blocks=1,
+            attention_resolutions=(4,),
+            num_groups=16,
+            dropout=0.1,
+            num_classes=10,
+            label_dropout=0.1,
+        ),
+        loss=dict(predicts="eps"),
+        optimizer=dict(name="adam", learning_rate=1e-3, warmup_steps=100),
+        denoiser=dict(clip=True, guidance_scale=1.0),
+        sampler=dict(name="ddim", eta=0.0),
+        timesteps=dict(name="trailing", num_steps=50),
+        data=dict(name="digits", split="train", batch_size=128),
+        train=dict(
+            num_steps=2000,
+            ema_decay=0.995,
+            log_every=100,
+            save_every=500,
+            sample_every=500,
+            num_samples=100,
+        ),
+    )

@@ -1,0 +1,97 @@
+"""What the mains share: processes, cached programs, and errors that people can read."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+
+from ddpm_jax.config import ConfigError
+from ddpm_jax.training import parallel
+
+
+def parser(description: str, **kwargs) -> argparse.ArgumentParser:
+    """Makes an argument parser with the arguments of every main."""
+    made = argparse.ArgumentParser(
+        allow_abbrev=False,
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        **kwargs,
+    )
+    group = made.add_argument_group("several processes (all three, or none)")
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0")
+    group.add_argument("--num_processes", type=int, metavar="N")
+    group.add_argument("--process_id", type=int, metavar="I")
+    return made
+
+
+def parse_config(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Adds --config, --workdir and overrides --config.section.key=value, and parses.
+
+    Returns:
+      The arguments, with `overrides`, such as ["optimizer.learning_rate=1e-4"].
+    """
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE.py[:VARIANT]",
+        help="the recipe, a Python file such as configs/digits.py",
+    )
+    parser.add_argument(
+        "--config.SECTION.KEY",
+        dest="_",
+        metavar="VALUE",
+        help="change a value of the recipe, as in --config.data.batch_size=64",
+    )
+    parser.add_argument(
+        "--workdir",
+        metavar="DIR",
+        help="the run's folder (default: runs/<config name>)",
+    )
+    args, rest = parser.parse_known_args(_joined(sys.argv[1:]))
+    for text in rest:
+        if not text.startswith(_OVERRIDE):
+            parser.error(f"unrecognized argument: {text}")
+    args.overrides = [text.removeprefix(_OVERRIDE) for text in rest]
+    return args
+
+
+_OVERRIDE = "--config."
+
+
+def _joined(argv):
+    """--config.key VALUE, written as two arguments, becomes --config.key=VALUE."""
+    joined = []
+    for text in argv:
+        if joined and joined[-1].startswith(_OVERRIDE) and "=" not in joined[-1]:
+            joined[-1] += f"={text}"
+        else:
+            joined.append(text)
+    return joined
+
+
+def run(main: Callable[[argparse.Namespace], int | None], args) -> None:
+    """Runs a main and exits: 0 for success, 1 and one line for a user's mistake."""
+    try:
+        parallel.initialize(args.coordinator, args.num_processes, args.process_id)
+        _cache_programs()
+        code = main(args)
+    except (ConfigError, OSError) as error:
+        print(f"error: {_one_line(error)}", file=sys.stderr)
+        code = 1
+    sys.exit(code)
+
+
+def _cache_programs() -> None:
+    """Keeps compiled programs between runs, unless the environment says where."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        home = os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(Path(home, "ddpm_jax")))
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split())

@@ -1,0 +1,117 @@
+"""Configs: plain dictionaries, from a Python file, overridden on the command line.
+
+A config file defines `get_config()`, or `get_config(variant)` for a family of recipes,
+chosen as `configs/lsun.py:church`. Its sections are the keyword arguments of one
+constructor each; `experiment` reads them, nothing below it does.
+"""
+
+import ast
+import inspect
+import json
+import runpy
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ddpm_jax.naming import unknown
+
+SECTIONS = (
+    "schedule",
+    "network",
+    "loss",
+    "optimizer",
+    "denoiser",
+    "sampler",
+    "timesteps",
+    "data",
+    "train",
+)
+VALUES = ("image_shape", "seed")
+
+
+class ConfigError(Exception):
+    """Something in a config, or in what it names, that its author can mend."""
+
+
+def load(spec: str, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """Loads a config file and applies overrides.
+
+    Args:
+      spec: the path of a Python file, with `:variant` behind it where it asks for one.
+      overrides: such as "optimizer.learning_rate=1e-4"; values are Python literals, and
+        anything else is text.
+
+    Raises:
+      ConfigError: if there is no such file or variant, or an override names no section.
+    """
+    path, _, variant = spec.partition(":")
+    if not Path(path).is_file():
+        raise ConfigError(f"no config file {path!r}")
+    get_config = runpy.run_path(path).get("get_config")
+    if get_config is None:
+        raise ConfigError(f"{path} does not define get_config()")
+    if bool(variant) != bool(inspect.signature(get_config).parameters):
+        hint = f"takes no variant, but {variant!r} was given"
+        if not variant:
+            hint = f"is a family of recipes: choose one, as in {path}:NAME"
+        raise ConfigError(f"{path} {hint}")
+    try:
+        config = get_config(variant) if variant else get_config()
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return override(config, overrides)
+
+
+def override(config: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """Returns the config with some values changed, as plain JSON values.
+
+    Raises:
+      ConfigError: if an override is not of the form section.key=value.
+    """
+    config = json.loads(json.dumps(config))
+    for text in overrides:
+        path, equals, value = text.partition("=")
+        section, dot, key = path.partition(".")
+        if not equals:
+            raise ConfigError(f"--config.{path} needs a value: --config.{path}=VALUE")
+        if section not in (SECTIONS if dot else VALUES):
+            raise ConfigError(unknown("config key", path, keys(config)))
+        if dot:
+            config.setdefault(section, {})[key] = _literal(value)
+        else:
+            config[section] = _literal(value)
+    for name in config:
+        if name not in (*SECTIONS, *VALUES):
+            raise ConfigError(unknown("config section", name, (*SECTIONS, *VALUES)))
+    return config
+
+
+def keys(config: dict[str, Any]) -> list[str]:
+    """Returns all keys of a config, as in "optimizer.learning_rate"."""
+    return list(_flat(config))
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple]:
+    """Returns what differs between two configs, as {key: (old value, new value)}."""
+    old, new = _flat(old), _flat(new)
+    return {
+        key: (old.get(key), new.get(key))
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key)
+    }
+
+
+def _flat(config):
+    return {
+        f"{name}.{key}" if isinstance(value, dict) else name: item
+        for name, value in config.items()
+        for key, item in (value.items() if isinstance(value, dict) else [("", value)])
+    }
+
+
+def _literal(text):
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = {"true": True, "false": False, "none": None}.get(text.lower(), text)
+    return list(value) if isinstance(value, tuple) else value

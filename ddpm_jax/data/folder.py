@@ -1,0 +1,130 @@
+"""A folder of image files as a source; its sub-folders are the classes."""
+
+import dataclasses
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from ddpm_jax.data.images import height_width, resize_and_crop
+from ddpm_jax.data.source import Source, in_parallel
+
+_EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"}
+_MODES = {1: "L", 3: "RGB"}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Folder:
+    """Image files, decoded when they are asked for."""
+
+    paths: Sequence[Path]
+    labels: Sequence[int]
+    num_classes: int
+    image_shape: tuple[int, int, int]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        *size, channels = self.image_shape
+        with Image.open(self.paths[index]) as picture:
+            picture = ImageOps.exif_transpose(picture).convert(_MODES[channels])
+        image = np.asarray(picture).reshape(picture.height, picture.width, channels)
+        return resize_and_crop(image, size), self.labels[index]
+
+
+def folder(
+    path: str | os.PathLike,
+    image_size: int | Sequence[int],
+    channels: int = 3,
+    on_error: str = "raise",
+) -> Source:
+    """Opens a folder of images: jpg, jpeg, png, webp, bmp or gif (first frame).
+
+    The images lie in the folder itself, and then there are no classes, or in its
+    sub-folders at any depth: each first-level sub-folder is a class, numbered in the
+    order of the names. Hidden files and folders are passed over. Images are turned as
+    their EXIF orientation says, resized and cropped at the centre. All are read once
+    here, so that a corrupt one is known now and not on the third day of training.
+
+    Args:
+        path: the folder.
+        image_size: side of a square, or (height, width).
+        channels: 3 for RGB or 1 for grey; images are converted.
+        on_error: "raise" refuses a corrupt image by its name; "skip" leaves the
+            corrupt ones out and warns of their names.
+
+    Raises:
+        FileNotFoundError: if there is no such folder, or no image in it.
+        ValueError: if an argument, an image, or the mixture of files is wrong.
+    """
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f"on_error is {on_error!r}: give 'raise' or 'skip'")
+    if channels not in _MODES:
+        raise ValueError(f"channels is {channels!r}: give 3 (RGB) or 1 (grey)")
+    image_shape = (*height_width(image_size), channels)
+    root = Path(path).expanduser()
+    if not root.is_dir():
+        raise FileNotFoundError(f"there is no folder {root}: give a folder of images")
+    names = _image_files(root)
+    if not names:
+        raise FileNotFoundError(
+            f"there is no image in {root}: looked for {', '.join(sorted(_EXTENSIONS))}"
+        )
+    in_class = [len(name.parts) > 1 for name in names]
+    if any(in_class) and not all(in_class):
+        raise ValueError(
+            f"{root} holds images both directly and in sub-folders, so its classes are "
+            "unclear: keep one of the two"
+        )
+    # Counted before any image is left out, so that labels do not depend on it.
+    classes = sorted({name.parts[0] for name in names}) if all(in_class) else []
+    numbers = {name: number for number, name in enumerate(classes)}
+
+    faults = in_parallel(_fault, [root / name for name in names], "checking images")
+    corrupt = [f"{n} ({why})" for n, why in zip(names, faults, strict=True) if why]
+    if corrupt and on_error == "raise":
+        raise ValueError(
+            f"cannot read {root / corrupt[0]}: replace or remove it, or leave out "
+            "such images with on_error='skip'"
+        )
+    if len(corrupt) == len(names):
+        raise ValueError(f"none of the {len(names)} images in {root} can be read")
+    if corrupt:
+        warnings.warn(
+            f"left out {len(corrupt)} unreadable of {len(names)} images in {root}: "
+            + ", ".join(corrupt),
+            stacklevel=2,
+        )
+    kept = [name for name, why in zip(names, faults, strict=True) if not why]
+    labels = [numbers.get(name.parts[0], 0) for name in kept]
+    return _Folder([root / name for name in kept], labels, len(classes), image_shape)
+
+
+def _image_files(root: Path) -> list[Path]:
+    """Finds the images under a folder, relative to it, in an order of their own."""
+    names = []
+    # Links are followed, for data sets put together from links to folders.
+    for place, folders, files in os.walk(root, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        relative = Path(place).relative_to(root)
+        names += [relative / name for name in files if not name.startswith(".")]
+    return sorted(name for name in names if name.suffix.lower() in _EXTENSIONS)
+
+
+def _fault(path: Path) -> str | None:
+    """Says why an image file cannot be used, or None where it can."""
+    try:
+        with Image.open(path) as picture:
+            # Deeper pixels would be clipped to white by the conversion to 8 bits.
+            if picture.mode.startswith(("I", "F")):
+                return "more than 8 bits a channel"
+            # Reads the whole file, but a JPEG at an eighth of its size, if it can.
+            picture.draft(None, (1, 1))
+            ImageOps.exif_transpose(picture)
+    except Exception as error:  # PIL's readers raise anything on corrupt bytes.
+        return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return None

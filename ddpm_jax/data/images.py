@@ -1,0 +1,188 @@
+"""Images as arrays: fitted to a size, scaled to [-1, 1] and back, tiled, saved.
+
+A picture is uint8 [H, W, C] in 0..255; the model sees float32 in [-1, 1]. Only
+`to_float` runs on the accelerator too, so it uses nothing but operators.
+"""
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+# Below this many pixels on its shorter side, a tile is too small to look at.
+_VISIBLE = 64
+
+
+def to_float(images):
+    """Scales uint8 pixels to the range of the model, x / 127.5 - 1.
+
+    Args:
+        images: uint8 array of any shape, of NumPy or JAX (also while traced).
+
+    Returns:
+        The float32 array of the same kind and shape, in [-1, 1].
+
+    Raises:
+        ValueError: if the pixels are not uint8.
+    """
+    if images.dtype != "uint8":
+        raise ValueError(
+            f"images are {images.dtype}, not uint8: give the pixels 0..255 as stored"
+        )
+    return images.astype("float32") / 127.5 - 1
+
+
+def to_uint8(images) -> np.ndarray:
+    """Turns the model's range into pixels: clipped to [-1, 1], rounded to nearest.
+
+    Args:
+        images: float array of any shape.
+
+    Returns:
+        The uint8 NumPy array of the same shape; the inverse of `to_float`.
+    """
+    images = np.clip(np.asarray(images, np.float32), -1, 1)
+    return np.rint(127.5 * (images + 1)).astype(np.uint8)
+
+
+def height_width(image_size: Any) -> tuple[int, int]:
+    """Reads an image size, one side of a square or (height, width).
+
+    Raises:
+        ValueError: if it is not one or two positive integers.
+    """
+    sides = np.atleast_1d(image_size)
+    if sides.dtype.kind != "i" or sides.shape not in {(1,), (2,)} or sides.min() < 1:
+        raise ValueError(
+            f"image_size is {image_size!r}: give a positive integer or (height, width)"
+        )
+    return int(sides[0]), int(sides[-1])
+
+
+def resize_and_crop(image: np.ndarray, image_size: int | Sequence[int]) -> np.ndarray:
+    """Fits an image to a size: its largest centred part of that shape, resampled.
+
+    This equals resizing until the image just covers the size, then cropping the
+    centre. Lanczos over all source pixels, so shrinking does not alias.
+
+    Args:
+        image: uint8 [h, w, C], any C.
+        image_size: side of a square, or (height, width).
+
+    Returns:
+        uint8 [height, width, C]; the very pixels where the size is already right.
+    """
+    height, width = height_width(image_size)
+    if image.shape[:2] == (height, width):
+        return image
+    h, w = image.shape[:2]
+    scale = min(h / height, w / width)
+    top, left = (h - scale * height) / 2, (w - scale * width) / 2
+    box = (left, top, left + scale * width, top + scale * height)
+    # Rounding must not push the box past the image: PIL refuses that.
+    box = (box[0], box[1], min(box[2], w), min(box[3], h))
+    channels = [
+        Image.fromarray(image[..., c]).resize((width, height), Image.LANCZOS, box=box)
+        for c in range(image.shape[2])
+    ]
+    return np.stack([np.asarray(channel) for channel in channels], axis=-1)
+
+
+def grid(
+    images: np.ndarray,
+    columns: int | None = None,
+    scale: int | None = None,
+    pad: int = 2,
+) -> np.ndarray:
+    """Tiles images into one picture, row by row, with white lines between.
+
+    Args:
+        images: uint8 [N, H, W, C].
+        columns: images in a row; by default the picture is nearly square.
+        scale: integer factor of enlargement, pixels repeated; by default the
+            smallest that makes the shorter side of a tile 64 pixels or more.
+        pad: width of the lines, in pixels of the picture.
+
+    Returns:
+        uint8 [rows * (scale * H + pad) + pad, columns * (scale * W + pad) + pad, C].
+
+    Raises:
+        ValueError: if the images are not uint8 [N, H, W, C] with N > 0.
+    """
+    images = np.asarray(images)
+    if images.dtype != np.uint8 or images.ndim != 4 or not len(images):
+        raise ValueError(
+            f"images are {images.dtype} {list(images.shape)}: a grid needs uint8 "
+            "[N, H, W, C] with N > 0 (see to_uint8)"
+        )
+    columns = columns or math.ceil(math.sqrt(len(images)))
+    rows = math.ceil(len(images) / columns)
+    scale = scale or math.ceil(_VISIBLE / min(images.shape[1:3]))
+    tiles = images.repeat(scale, axis=1).repeat(scale, axis=2)
+    missing = rows * columns - len(images)
+    tiles = np.pad(
+        tiles, [(0, missing), (pad, 0), (pad, 0), (0, 0)], constant_values=255
+    )
+    _, height, width, channels = tiles.shape
+    picture = tiles.reshape(rows, columns, height, width, channels)
+    picture = picture.transpose(0, 2, 1, 3, 4)
+    picture = picture.reshape(rows * height, columns * width, channels)
+    return np.pad(picture, [(0, pad), (0, pad), (0, 0)], constant_values=255)
+
+
+def save_png(path: str | os.PathLike, picture: np.ndarray) -> None:
+    """Writes a picture as a PNG, whole or not at all, creating its folder.
+
+    Args:
+        path: the file, which is replaced where it exists.
+        picture: uint8 [H, W, C] with 1 or 3 channels, or [H, W].
+
+    Raises:
+        ValueError: if the picture has another type or shape.
+    """
+    picture = np.asarray(picture)
+    if picture.ndim == 3 and picture.shape[2] == 1:
+        picture = picture[..., 0]
+    if picture.dtype != np.uint8 or not (
+        picture.ndim == 2 or picture.ndim == 3 and picture.shape[2] == 3
+    ):
+        raise ValueError(
+            f"the picture is {picture.dtype} {list(picture.shape)}: a PNG needs uint8 "
+            "[H, W, C] with 1 or 3 channels (see to_uint8 and grid)"
+        )
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        Image.fromarray(picture).save(unfinished, format="PNG")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def save_folder(
+    path: str | os.PathLike, images: np.ndarray, labels: Sequence[int] | None = None
+) -> None:
+    """Writes images as numbered PNGs, as the source `folder` reads them.
+
+    Args:
+        path: the folder, created where it is missing.
+        images: uint8 [N, H, W, C] with 1 or 3 channels.
+        labels: the class of each image, or None. Image i goes to `000000.png`, or
+            with labels to `<class>/000000.png` where the class has four digits.
+
+    Raises:
+        ValueError: if there is not one label for each image.
+    """
+    if labels is None:
+        names = [f"{i:06d}.png" for i in range(len(images))]
+    else:
+        names = [f"{int(label):04d}/{i:06d}.png" for i, label in enumerate(labels)]
+    if len(names) != len(images):
+        raise ValueError(f"{len(names)} labels for {len(images)} images: give one each")
+    for name, image in zip(names, images, strict=True):
+        save_png(Path(path) / name, image)

@@ -1,0 +1,222 @@
+"""Image data sets of tensorflow-datasets, read (and CIFAR prepared) without TensorFlow.
+
+Reading needs the ArrayRecord format, which has random access. The stock builders write
+TFRecord by default and mostly need TensorFlow; for CIFAR the download is plain bytes,
+so here it is decoded with NumPy and written through the stock builder's other half,
+which makes the very data set that TensorFlow would.
+"""
+
+import dataclasses
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ddpm_jax.data.images import height_width, resize_and_crop
+from ddpm_jax.data.source import Source
+
+# Only a quick look whether the server answers: the download has its own patience.
+_SECONDS_TO_ANSWER = 5
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Records:
+    """The records of one split, decoded when they are asked for."""
+
+    records: Any  # tfds' random-access source of dicts
+    image_shape: tuple[int, int, int]
+    num_classes: int
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        images, labels = self.gather(np.array([index]))
+        return images[0], int(labels[0])
+
+    def gather(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        records = self.records.__getitems__(indices.tolist())
+        size = self.image_shape[:2]
+        images = [resize_and_crop(record["image"], size) for record in records]
+        labels = [record["label"] if self.num_classes else 0 for record in records]
+        return np.stack(images), np.array(labels, np.int32)
+
+
+def tfds(
+    name: str,
+    split: str = "train",
+    data_dir: str | os.PathLike | None = None,
+    image_size: int | Sequence[int] | None = None,
+    download: bool = True,
+) -> Source:
+    """Opens a data set of images prepared by tensorflow-datasets.
+
+    It must be prepared in the format ArrayRecord. Only `cifar10` and `cifar100` are
+    downloaded and prepared here where they are missing; the message for any other
+    gives the command to run once on a machine with TensorFlow.
+
+    Args:
+        name: the data set, as in `"cifar10"`, `"cifar10:3.0.2"` or `"name/config"`.
+        split: a split or a part of one, as in `"train"` or `"train[:10%]"`.
+        data_dir: where data sets are kept; by default tfds' own place,
+            `~/tensorflow_datasets`.
+        image_size: side of a square or (height, width) to resize and centre-crop
+            to; needed where the images differ in size.
+        download: whether a missing CIFAR may be downloaded.
+
+    Returns:
+        The source; without classes unless its records have a class "label".
+
+    Raises:
+        ConnectionError: if CIFAR is missing and cannot be downloaded.
+        FileNotFoundError: if the data set is not prepared as ArrayRecord.
+        ValueError: if the name, split or image size is wrong, or it has no images.
+    """
+    builder = _builder(name, data_dir)
+    # The path is tried first because is_prepared() logs a warning of its absence.
+    if not (builder.data_path.exists() and builder.is_prepared()):
+        is_cifar = builder.name in ("cifar10", "cifar100")
+        if not (is_cifar and download):
+            raise FileNotFoundError(
+                f"{name} is not prepared in {builder.data_dir_root}: "
+                + ("allow download=True, or " if is_cifar else "")
+                + _how_to_prepare(name, builder)
+            )
+        builder = _prepare_cifar(builder)
+    records = _open_split(builder, name, split)
+
+    from tensorflow_datasets import features
+
+    columns = dict(builder.info.features.items())
+    if "image" not in columns or not isinstance(columns["image"], features.Image):
+        raise ValueError(
+            f'{name} has no column "image" of images, only {sorted(columns)}: choose '
+            "a data set of images"
+        )
+    *size, channels = columns["image"].shape
+    if columns["image"].np_dtype != np.uint8:
+        raise ValueError(
+            f"the images of {name} are {columns['image'].np_dtype}, not uint8: choose "
+            "a data set of 8-bit images"
+        )
+    if image_size is not None:
+        size = height_width(image_size)
+    if None in (*size, channels):
+        raise ValueError(
+            f"the images of {name} differ in size: give image_size to resize them to"
+        )
+    label = columns.get("label")
+    num_classes = label.num_classes if isinstance(label, features.ClassLabel) else 0
+    return _Records(records, (*size, channels), num_classes or 0)
+
+
+def _builder(name: str, data_dir: str | os.PathLike | None):
+    """Finds the data set by its name, in tfds' catalogue or among the prepared."""
+    import tensorflow_datasets
+
+    try:
+        return tensorflow_datasets.builder(name, data_dir=data_dir)
+    except tensorflow_datasets.core.DatasetNotFoundError:
+        catalogue = tensorflow_datasets.list_builders(with_community_datasets=False)
+        near = difflib.get_close_matches(name, catalogue)
+        hint = f"did you mean {' or '.join(near)}?" if near else "see tfds' catalogue"
+        raise ValueError(
+            f"tensorflow-datasets knows no {name!r} and {data_dir or 'its data_dir'} "
+            f"holds none: {hint}"
+        ) from None
+    except (AssertionError, ValueError) as error:
+        why = str(error).splitlines()[0]
+        raise ValueError(f"tensorflow-datasets cannot open {name!r}: {why}") from error
+
+
+def _open_split(builder, name: str, split: str):
+    """Opens the records of a split, refusing what cannot be read or is empty."""
+    try:
+        records = builder.as_data_source(split)
+        is_empty = not len(records)
+    except NotImplementedError:  # not a format of random access
+        raise FileNotFoundError(
+            f"{name} in {builder.data_dir} is not in the format array_record, so it "
+            "needs TensorFlow: move it away, then " + _how_to_prepare(name, builder)
+        ) from None
+    except ValueError:  # no such split, not a split, or a part turned around
+        is_empty = True
+    if is_empty:
+        raise ValueError(
+            f"{name} has no images in split {split!r}: its splits are "
+            f"{', '.join(builder.info.splits)}, and parts such as 'train[:10%]'"
+        )
+    return records
+
+
+def _how_to_prepare(name: str, builder) -> str:
+    return (
+        "prepare it once on a machine with TensorFlow: "
+        'python -c "import tensorflow_datasets as tfds; '
+        f"tfds.builder('{name}', data_dir='{builder.data_dir_root}', "
+        "file_format='array_record').download_and_prepare()\""
+    )
+
+
+def _prepare_cifar(stock):
+    """Downloads CIFAR and prepares it as the stock builder would, without TensorFlow.
+
+    tfds checks the archive by the hash it knows for the URL, and moves the finished
+    data set into place at once.
+
+    Args:
+        stock: the builder of cifar10 or cifar100 of tfds.
+
+    Returns:
+        The builder of the prepared data set.
+    """
+    import requests
+    import tensorflow_datasets
+    from tensorflow_datasets.core.download import download_manager, util
+
+    class Cifar(type(stock), skip_registration=True):
+        """The stock builder, but for its decoding of the binary files."""
+
+        name = stock.name
+
+        def _generate_examples(self, split_prefix, filepaths):
+            keys = self._cifar_info.label_keys
+            files = [np.fromfile(path, np.uint8) for path in filepaths]
+            # A row is the labels, one byte each, then the planes R, G, B of 32x32.
+            rows = np.concatenate(files).reshape(-1, len(keys) + 3 * 32 * 32)
+            for index, row in enumerate(rows):
+                pixels = row[len(keys) :].reshape(3, 32, 32).transpose(1, 2, 0)
+                yield (
+                    index,
+                    {
+                        **dict(zip(keys, row.tolist(), strict=False)),
+                        "id": f"{split_prefix}{index:05d}",
+                        # PIL images are encoded by PIL, arrays by TensorFlow.
+                        "image": Image.fromarray(pixels),
+                    },
+                )
+
+    builder = Cifar(data_dir=stock.data_dir_root, file_format="array_record")
+    if not sys.stderr.isatty():
+        tensorflow_datasets.disable_progress_bar()
+    # Else tfds asks the network whether Google's bucket has a copy.
+    config = tensorflow_datasets.download.DownloadConfig(try_download_gcs=False)
+    url = builder._cifar_info.url
+    try:
+        requests.head(url, timeout=_SECONDS_TO_ANSWER).raise_for_status()
+        builder.download_and_prepare(download_config=config)
+    except (
+        requests.RequestException,
+        util.DownloadError,
+        download_manager.NonMatchingChecksumError,
+    ) as error:
+        raise ConnectionError(
+            f"{stock.name} is not in {stock.data_dir_root} and cannot be fetched from "
+            f"{url}: give data_dir= of a prepared copy, or use another source such as "
+            "digits"
+        ) from error
+    return builder

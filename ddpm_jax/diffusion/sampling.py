@@ -1,0 +1,94 @@
+"""The sampling loop: one `lax.scan` over the pairs (t, s), whatever the sampler.
+
+Every image has its own key, so image i is the same in any batch, on any number of
+devices. The compiled program has one size for 10 and for 1000 steps.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from ddpm_jax.diffusion.denoisers import Denoiser, condition, from_network
+from ddpm_jax.diffusion.process import Images, Prediction
+from ddpm_jax.diffusion.samplers import Sampler, SamplerState
+from ddpm_jax.diffusion.schedules import Schedule
+from ddpm_jax.diffusion.timesteps import Timesteps
+
+
+def nothing(state: SamplerState, prediction: Prediction) -> None:
+    """Observes nothing: the loop keeps only where it is."""
+
+
+def sample(
+    sampler: Sampler,
+    denoiser: Denoiser,
+    keys: Array,
+    x_T: Images,
+    timesteps: Timesteps,
+    observe: Callable[[SamplerState, Prediction], Any] = nothing,
+) -> tuple[Images, Any]:
+    """Walks from x_T along `timesteps` with one compiled step.
+
+    Args:
+      sampler: the sampler, such as `samplers.ddim(schedule)`.
+      denoiser: (x_t, t) -> Prediction.
+      keys: one key per image, [batch]; step i uses each key folded with i.
+      x_T: images at the first time, [batch, ...].
+      timesteps: decreasing times, [steps + 1], such as `timesteps.trailing(1000, 50)`.
+      observe: (state at s, prediction at t) -> what to keep of a step; memory grows
+        with the number of steps only by what it returns.
+
+    Returns:
+      The images at the last time, and what `observe` gave, stacked over steps.
+    """
+
+    def step(state, visit):
+        i, t, s = visit
+        step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
+        state, prediction = sampler.step(denoiser, step_keys, state, t, s)
+        return state, observe(state, prediction)
+
+    times = jnp.asarray(timesteps)
+    visits = (jnp.arange(len(times) - 1), times[:-1], times[1:])
+    state, trace = jax.lax.scan(step, sampler.init(x_T), visits)
+    return state.x, trace
+
+
+def make_sample_fn(
+    apply: Callable,
+    schedule: Schedule,
+    sampler: Sampler,
+    timesteps: Timesteps,
+    image_shape: tuple[int, ...],
+    predicts: str = "eps",
+    transform: Callable[[Denoiser], Denoiser] = lambda denoiser: denoiser,
+) -> Callable[..., Images]:
+    """Puts a network, a schedule and a sampler together to a function that samples.
+
+    Args:
+      apply: the network's apply function, (params, x_t, index, cond, None) -> output.
+      schedule: the noise schedule.
+      sampler: the sampler.
+      timesteps: the times to visit.
+      image_shape: (height, width, channels).
+      predicts: what the network predicts: "eps", "x_0" or "v".
+      transform: Denoiser -> Denoiser, such as clipping and guidance.
+
+    Returns:
+      sample_fn(params, keys [batch], cond=None) -> images [batch, height, width,
+      channels], about [-1, 1]. It is pure: jit it, shard it, differentiate it.
+    """
+
+    def sample_fn(params, keys, cond=None):
+        denoiser = transform(from_network(apply, params, schedule, predicts))
+        prior_keys, step_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+        x_T = jax.vmap(lambda key: jax.random.normal(key, image_shape))(prior_keys)
+        images, _ = sample(
+            sampler, condition(denoiser, cond), step_keys, x_T, timesteps
+        )
+        return images
+
+    return sample_fn

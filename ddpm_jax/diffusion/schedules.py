@@ -1,0 +1,139 @@
+"""Noise schedules: one array of log signal-to-noise ratios says everything.
+
+The forward process of Ho et al. (2020) is, at the integer times t = 0 ... T,
+
+    q(x_t | x_0) = N(alpha_t x_0, sigma_t^2 I),   alpha_t^2 + sigma_t^2 = 1,
+
+so a schedule is the log-SNR λ_t = log(alpha_t^2 / sigma_t^2), and
+
+    alpha_t^2 = sigmoid(λ_t),    sigma_t^2 = sigmoid(-λ_t).
+
+t = 0 is clean data (λ_0 = +inf), t = T the prior. The papers' α-bar_t is
+alpha_t^2 here, their β_t is `process.forward_variance(schedule, t, t - 1)`.
+
+Tables are NumPy float64 and are cast to the default JAX precision where they are
+read, so single precision costs one rounding of λ and no cancellation: in float32
+sigma_t^2 is good to 3e-7 relative, 1 - alpha_t^2 only to 2e-4.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+Times = int | Int[Array | np.ndarray | np.integer, "*batch"]
+
+
+class Schedule(NamedTuple):
+    """A variance-preserving noise schedule on the times 0 ... T.
+
+    Attributes:
+      log_snr: log(alpha_t^2 / sigma_t^2) for t = 0 ... T, strictly decreasing, shape
+        [T + 1]; the first entry is +inf (clean data), the last may be -inf.
+    """
+
+    log_snr: Float[Array | np.ndarray, " times"]
+
+    @property
+    def num_steps(self) -> int:
+        """T, the number of noising steps."""
+        return self.log_snr.shape[0] - 1
+
+
+def log_snr(schedule: Schedule, t: Times) -> Float[Array, "*batch"]:
+    """Returns λ_t for times t in 0 ... T, in the shape of t."""
+    return jnp.asarray(schedule.log_snr)[t]
+
+
+def alpha_sigma(
+    schedule: Schedule, t: Times
+) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
+    """Returns (alpha_t, sigma_t) for times t in 0 ... T, in the shape of t."""
+    lambda_t = log_snr(schedule, t)
+    return jnp.sqrt(jax.nn.sigmoid(lambda_t)), jnp.sqrt(jax.nn.sigmoid(-lambda_t))
+
+
+def from_betas(betas) -> Schedule:
+    """Builds a schedule from β_1 ... β_T (Ho et al. 2020, Eq. 2).
+
+    Args:
+      betas: forward variances, each in (0, 1], shape [T]; β_T = 1 is a zero terminal
+        signal-to-noise ratio.
+
+    Raises:
+      ValueError: if `betas` is not a non-empty vector within (0, 1].
+    """
+    betas = np.asarray(betas, np.float64)
+    if betas.ndim != 1 or betas.size == 0:
+        raise ValueError(f"betas must be a non-empty vector, got shape {betas.shape}")
+    if not np.all((betas > 0) & (betas <= 1)):
+        raise ValueError(
+            f"betas must lie in (0, 1], got {betas.min():.3g} ... {betas.max():.3g}"
+        )
+    with np.errstate(divide="ignore"):  # log(0) = -inf is meant where β_T = 1
+        log_alpha_sq = np.cumsum(np.log1p(-betas))
+    log_sigma_sq = np.log(-np.expm1(log_alpha_sq))
+    return Schedule(np.concatenate([[np.inf], log_alpha_sq - log_sigma_sq]))
+
+
+def linear(
+    num_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 2e-2
+) -> Schedule:
+    """β_t linear in t (Ho et al. 2020, Section 4)."""
+    return from_betas(np.linspace(beta_start, beta_end, _positive(num_steps)))
+
+
+def quadratic(
+    num_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 2e-2
+) -> Schedule:
+    """sqrt(β_t) linear in t, also called scaled-linear (Song et al. 2021, code)."""
+    roots = np.linspace(beta_start**0.5, beta_end**0.5, _positive(num_steps))
+    return from_betas(roots**2)
+
+
+def sigmoid(
+    num_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 2e-2
+) -> Schedule:
+    """β_t a sigmoid of t over [-6, 6] (Song et al. 2021, code)."""
+    ramp = 1 / (1 + np.exp(-np.linspace(-6, 6, _positive(num_steps))))
+    return from_betas(beta_start + (beta_end - beta_start) * ramp)
+
+
+def constant(num_steps: int = 1000, beta: float = 2e-2) -> Schedule:
+    """β_t the same at every step."""
+    return from_betas(np.full(_positive(num_steps), beta))
+
+
+def cosine(
+    num_steps: int = 1000, offset: float = 8e-3, max_beta: float = 0.999
+) -> Schedule:
+    """alpha_t a quarter cosine, β_t capped (Nichol & Dhariwal 2021, Eq. 17)."""
+    t = np.arange(_positive(num_steps) + 1) / num_steps
+    alpha_sq = np.cos((t + offset) / (1 + offset) * np.pi / 2) ** 2
+    return from_betas(np.minimum(1 - alpha_sq[1:] / alpha_sq[:-1], max_beta))
+
+
+def zero_terminal_snr(schedule: Schedule) -> Schedule:
+    """Shifts and scales alpha_t so that x_T is pure noise (Lin et al. 2024, Alg. 1).
+
+    alpha_1 stays and alpha_T becomes 0. At t = T the noise then says nothing about x_0,
+    so the network must predict x_0 or v; `process.parameterization` refuses eps.
+
+    Raises:
+      ValueError: if T = 1, where alpha_1 cannot both stay and vanish.
+    """
+    if schedule.num_steps < 2:
+        raise ValueError("zero terminal SNR needs at least 2 noising steps")
+    alpha = np.exp(-0.5 * np.logaddexp(0, -np.asarray(schedule.log_snr, np.float64)))
+    first, last = alpha[1], alpha[-1]
+    alpha[1:] = (alpha[1:] - last) * first / (first - last)
+    with np.errstate(divide="ignore"):  # λ_0 = +inf and λ_T = -inf are meant
+        return Schedule(2 * np.log(alpha) - np.log1p(-(alpha**2)))
+
+
+def _positive(num_steps: int) -> int:
+    if num_steps < 1:
+        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+    return num_steps

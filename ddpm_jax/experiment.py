@@ -1,0 +1,332 @@
+"""The composition root: a config becomes objects here, and nowhere else.
+
+A section of a config is the keyword arguments of one constructor, chosen by `name` from
+a module: what the module defines with the right return type is what there is.
+"""
+
+import inspect
+import json
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from ddpm_jax import networks
+from ddpm_jax.config import ConfigError, override
+from ddpm_jax.data import images, pipeline, sources
+from ddpm_jax.data.source import Source, in_memory
+from ddpm_jax.diffusion import denoisers, losses, samplers, sampling, schedules
+from ddpm_jax.diffusion import timesteps as timesteps_module
+from ddpm_jax.naming import unknown
+from ddpm_jax.training import optimizers, parallel
+from ddpm_jax.training.checkpoints import Checkpoints
+from ddpm_jax.training.state import TrainState, init_state
+
+
+class TrainOptions(NamedTuple):
+    """The section `train` of a config.
+
+    Attributes:
+      num_steps: the step to train to.
+      ema_decay: decay of the moving average of the parameters.
+      num_microbatches: parts of a batch gone through in turn, to save memory.
+      log_every: steps between records.
+      save_every: steps between checkpoints; the last step is always saved.
+      sample_every: steps between pictures of samples, 0 for none.
+      num_samples: images in such a picture.
+      keep: how many checkpoints to keep.
+    """
+
+    num_steps: int
+    ema_decay: float = 0.9999
+    num_microbatches: int = 1
+    log_every: int = 100
+    save_every: int = 5000
+    sample_every: int = 5000
+    num_samples: int = 64
+    keep: int = 3
+
+
+class Experiment(NamedTuple):
+    """Everything that a config describes, except the data.
+
+    Attributes:
+      schedule: the noise schedule.
+      network: the network, as two functions.
+      predicts: what it predicts: "eps", "x_0" or "v".
+      image_shape: (height, width, channels).
+      num_classes: number of classes, 0 where unconditional.
+      tx: the optimizer.
+      learning_rate: as a function of the number of updates.
+      loss_fn: (params, host batch, key) -> (loss, metrics).
+      sample_fn: (params, keys, labels or None) -> images, with the config's sampler.
+    """
+
+    schedule: schedules.Schedule
+    network: networks.Network
+    predicts: str
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    tx: optax.GradientTransformation
+    learning_rate: Callable
+    loss_fn: Callable
+    sample_fn: Callable
+
+    def init(self, key) -> TrainState:
+        """Makes the state before the first step."""
+        return init_state(self.network.init(key, self.image_shape), self.tx)
+
+    def abstract_state(self) -> TrainState:
+        """Returns the shapes of the state, without computing anything."""
+        return jax.eval_shape(self.init, jax.random.key(0))
+
+
+# The keys of the section `data` that say how to batch; the others open the source.
+BATCHING = ("batch_size", "flip")
+
+
+def build(config: dict[str, Any]) -> Experiment:
+    """Makes an experiment of a config, and checks all of it before anything compiles.
+
+    Raises:
+      ConfigError: one line that says which key is wrong, and how.
+    """
+    image_shape = tuple(config.get("image_shape", ()))
+    if len(image_shape) != 3:
+        raise ConfigError("config.image_shape must be (height, width, channels)")
+    num_classes = config.get("network", {}).get("num_classes", 0)
+    schedule = _schedule(config)
+    network = _make(config, "network", networks, networks.Network)
+    predicts = config.get("loss", {}).get("predicts", "eps")
+    loss_fn = _call("loss", losses.make_loss, config, network.apply, schedule)
+    tx, learning_rate = _call("optimizer", optimizers.make_optimizer, config)
+    sampler = _make(config, "sampler", samplers, samplers.Sampler, schedule)
+    timesteps = _make(
+        config,
+        "timesteps",
+        timesteps_module,
+        timesteps_module.Timesteps,
+        schedule.num_steps,
+    )
+    transform = _call("denoiser", make_transform, config, schedule, num_classes)
+    sample_fn = sampling.make_sample_fn(
+        network.apply, schedule, sampler, timesteps, image_shape, predicts, transform
+    )
+    experiment = Experiment(
+        schedule=schedule,
+        network=network,
+        predicts=predicts,
+        image_shape=image_shape,
+        num_classes=num_classes,
+        tx=tx,
+        learning_rate=learning_rate,
+        loss_fn=lambda params, batch, key: loss_fn(
+            params, _on_device(batch, num_classes), key
+        ),
+        sample_fn=sample_fn,
+    )
+    _attempt("network", experiment.abstract_state)
+    return experiment
+
+
+def make_transform(
+    schedule: schedules.Schedule,
+    num_classes: int,
+    clip: bool = True,
+    rederive: bool = True,
+    guidance_scale: float = 1.0,
+) -> Callable[[denoisers.Denoiser], denoisers.Denoiser]:
+    """Makes what stands between the network and the sampler.
+
+    Args:
+      schedule: the noise schedule.
+      num_classes: of the network.
+      clip: whether the predicted x_0 is clipped to [-1, 1].
+      rederive: whether eps follows it (see `denoisers.clip`).
+      guidance_scale: of classifier-free guidance, 1 for none.
+
+    Raises:
+      ValueError: for guidance of an unconditional network.
+    """
+    if guidance_scale != 1 and num_classes == 0:
+        raise ValueError("guidance_scale needs a network with num_classes")
+
+    def transform(denoiser):
+        if guidance_scale != 1:
+            denoiser = denoisers.guide(denoiser, guidance_scale, null=num_classes)
+        if clip:
+            denoiser = denoisers.clip(denoiser, schedule, rederive=rederive)
+        return denoiser
+
+    return transform
+
+
+def train_options(config: dict[str, Any]) -> TrainOptions:
+    """Reads the section `train`.
+
+    Raises:
+      ConfigError: for a key that does not exist, or a number that makes no sense.
+    """
+    options = _call("train", TrainOptions, config)
+    for name in ("num_steps", "num_microbatches", "log_every", "save_every", "keep"):
+        value = getattr(options, name)
+        if not isinstance(value, int) or value < 1:
+            raise ConfigError(f"config.train.{name} must be 1 or more, got {value}")
+    return options
+
+
+def make_batches(config: dict[str, Any], options: TrainOptions) -> Callable:
+    """Opens a config's images: batch_fn(step) -> this process's part of the batch.
+
+    Raises:
+      ConfigError: if they are missing, or do not fit the rest of the config.
+    """
+    section = dict(config.get("data", {}))
+    batching = {key: section.pop(key) for key in BATCHING if key in section}
+    _attempt(
+        "data",
+        parallel.check_batch_size,
+        batching.get("batch_size", 0),
+        options.num_microbatches,
+    )
+    source = _open_source({**config, "data": section})
+    return _attempt(
+        "data",
+        pipeline.make_batch_fn,
+        _attempt("data", in_memory, source),
+        seed=config.get("seed", 0),
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        **batching,
+    )
+
+
+def sample_labels(num_classes: int, num: int, labels=None) -> np.ndarray | None:
+    """Returns a label for each of `num` images: all classes in turn, or those given."""
+    if num_classes == 0:
+        return None
+    return np.resize(np.arange(num_classes) if labels is None else labels, num)
+
+
+def sample_keys(seed: int, num: int) -> jax.Array:
+    """Returns a key for each image; image i has the same one whatever `num`."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), np.arange(num))
+
+
+def load(
+    workdir: str | Path,
+    overrides: tuple[str, ...] = (),
+    ema: bool = True,
+    step: int | None = None,
+) -> tuple[Experiment, Any]:
+    """Loads a trained model.
+
+    Args:
+      workdir: the folder of a run.
+      overrides: changes to its config, such as "timesteps.num_steps=20".
+      ema: whether to return the averaged parameters or the raw ones.
+      step: of the checkpoint, by default the latest.
+
+    Returns:
+      (experiment, params), as in `experiment.sample_fn(params, keys, labels)`.
+
+    Raises:
+      ConfigError: if the folder does not hold a run or the checkpoint.
+    """
+    path = Path(workdir) / "config.json"
+    if not path.is_file():
+        raise ConfigError(
+            f"{workdir} is not the folder of a run: it has no config.json"
+        )
+    experiment = build(override(json.loads(path.read_text()), overrides))
+    folder = path.parent / "checkpoints"
+    if not folder.is_dir():
+        raise ConfigError(f"{workdir} has no checkpoints yet")
+    checkpoints = Checkpoints(folder)
+    try:
+        params = checkpoints.restore_params(experiment.abstract_state(), ema, step)
+    except FileNotFoundError as error:
+        raise ConfigError(str(error)) from error
+    finally:
+        checkpoints.close()
+    return experiment, params
+
+
+def _open_source(config):
+    height, width, channels = config["image_shape"]
+    wanted = {"image_size": (height, width), "channels": channels}
+    source = _make(config, "data", sources, Source, wanted=wanted)
+    if tuple(source.image_shape) != (height, width, channels):
+        have = "x".join(map(str, source.image_shape))
+        raise ConfigError(
+            f"config.image_shape is {height}x{width}x{channels}, but the images of "
+            f"{config['data']['name']!r} are {have}"
+        )
+    num_classes = config["network"].get("num_classes", 0)
+    if num_classes and not 0 < source.num_classes <= num_classes:
+        raise ConfigError(
+            f"config.network.num_classes is {num_classes}, but the images of "
+            f"{config['data']['name']!r} have {source.num_classes} classes"
+        )
+    return source
+
+
+def _schedule(config):
+    section = dict(config.get("schedule", {}))
+    rescale = section.pop("zero_terminal_snr", False)
+    config = {**config, "schedule": section}
+    schedule = _make(config, "schedule", schedules, schedules.Schedule)
+    if rescale:
+        schedule = _attempt("schedule", schedules.zero_terminal_snr, schedule)
+    return schedule
+
+
+def _on_device(batch, num_classes):
+    """A host batch as the loss wants it: float images, labels only if used."""
+    prepared = {"image": images.to_float(batch["image"]), "id": batch["id"]}
+    return {**prepared, "label": batch["label"]} if num_classes else prepared
+
+
+def _make(config, section, module: types.ModuleType, kind, *given, wanted=None):
+    """Calls the constructor that a section names, of those in `module` giving `kind`.
+
+    `wanted` holds arguments that come from elsewhere, for constructors that take them.
+    """
+    settings = dict(config.get(section, {}))
+    name = settings.pop("name", None)
+    known = {
+        name: value
+        for name, value in vars(module).items()
+        if getattr(value, "__annotations__", {}).get("return") is kind
+        and not name.startswith("_")
+    }
+    if name not in known:
+        raise ConfigError(f"config.{section}: {unknown('name', str(name), known)}")
+    for key, value in (wanted or {}).items():
+        if key in inspect.signature(known[name]).parameters:
+            settings[key] = value
+    return _call(section, known[name], {section: settings}, *given)
+
+
+def _call(section, constructor: Callable, config, *given):
+    """Calls a constructor with a section, whose keys must be its arguments."""
+    settings = config.get(section, {})
+    parameters = inspect.signature(constructor).parameters
+    accepted = list(parameters)[len(given) :]
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        for key in settings:
+            if key not in accepted:
+                raise ConfigError(unknown(f"config.{section} key", key, accepted))
+    return _attempt(section, constructor, *given, **settings)
+
+
+def _attempt(section, function: Callable, *args, **kwargs):
+    """Calls a function; what it refuses is the config's fault."""
+    try:
+        return function(*args, **kwargs)
+    except (ValueError, TypeError, OSError) as error:
+        raise ConfigError(f"config.{section}: {error}") from error

@@ -1,0 +1,203 @@
+"""The U-Net of Ho et al. (2020), Appendix B, and its later options.
+
+    conv_in → down_0 … down_L → mid → up_L … up_0 → norm, SiLU, conv_out
+
+Level i has channels · channel_mults[i] features at 1 / 2^i of the image's size. On the
+way down every output is kept; on the way up each block reads the last one kept, behind
+its own input. A level has one block more on the way up than on the way down.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ddpm_jax.networks import layers
+from ddpm_jax.networks.network import Network
+
+
+class UNet(nn.Module):
+    """A U-Net; the defaults are the CIFAR-10 model of Ho et al. (2020).
+
+    Attributes:
+      channels: features at the highest resolution.
+      channel_mults: what multiplies them at each level; the number of levels.
+      num_res_blocks: residual blocks per level on the way down.
+      attention_resolutions: sizes (of the shorter side) with attention after each
+        block. The lowest level always has attention in the middle.
+      num_heads: attention heads.
+      head_channels: channels per attention head, instead of `num_heads`.
+      dropout: rate within residual blocks while training.
+      scale_shift: whether the time scales and shifts (Nichol & Dhariwal 2021).
+      residual_resample: whether residual blocks halve and double, as in BigGAN, instead
+        of convolutions.
+      num_classes: number of classes, 0 for an unconditional network.
+      label_dropout: fraction of labels replaced by the null class while training, for
+        classifier-free guidance; the null class has the number `num_classes`.
+      learned_variance: whether the output has twice the channels of the images.
+      num_groups: groups of the group normalisations.
+      dtype: "float32" or "bfloat16" computation; parameters are float32.
+
+    Raises:
+      ValueError: where features, groups and heads do not divide.
+    """
+
+    channels: int = 128
+    channel_mults: Sequence[int] = (1, 2, 2, 2)
+    num_res_blocks: int = 2
+    attention_resolutions: Sequence[int] = (16,)
+    num_heads: int = 1
+    head_channels: int | None = None
+    dropout: float = 0.0
+    scale_shift: bool = False
+    residual_resample: bool = False
+    num_classes: int = 0
+    label_dropout: float = 0.0
+    learned_variance: bool = False
+    num_groups: int = 32
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.channels % 2:
+            raise ValueError(f"channels must be even, got {self.channels}")
+        divisors = {"num_groups": self.num_groups, "num_heads": self.num_heads}
+        if self.head_channels is not None:
+            divisors["head_channels"] = self.head_channels
+        for mult in self.channel_mults:
+            for name, divisor in divisors.items():
+                if self.channels * mult % divisor:
+                    raise ValueError(
+                        f"{self.channels * mult} features (channels {self.channels} x "
+                        f"{mult}) cannot be divided by {name} {divisor}"
+                    )
+
+    @nn.compact
+    def __call__(self, x, index, label=None, dropout_keys=None):
+        time = self.embed(index, label, dropout_keys)
+        last = len(self.channel_mults) - 1
+        out_channels = (2 if self.learned_variance else 1) * x.shape[-1]
+
+        def res_block(h, features, name, resample=None):
+            block = layers.ResBlock(
+                features,
+                self.dropout,
+                self.scale_shift,
+                self.num_groups,
+                self.dtype,
+                resample,
+                name=name,
+            )
+            return block(h, time, dropout_keys)
+
+        def attention(h, name):
+            heads = self.num_heads
+            if self.head_channels is not None:
+                heads = h.shape[-1] // self.head_channels
+            return layers.Attention(heads, self.num_groups, self.dtype, name=name)(h)
+
+        def level_block(h, level, name):
+            features = self.channels * self.channel_mults[level]
+            h = res_block(h, features, f"{name}_block")
+            if min(h.shape[1:3]) in self.attention_resolutions:
+                h = attention(h, f"{name}_attn")
+            return h
+
+        h = layers.conv(self.channels, 3, self.dtype, name="conv_in")(x)
+        kept = [h]
+        for level in range(last + 1):
+            for j in range(self.num_res_blocks):
+                h = level_block(h, level, f"down_{level}_{j}")
+                kept.append(h)
+            if level != last:
+                name = f"down_{level}_downsample"
+                if self.residual_resample:
+                    h = res_block(h, h.shape[-1], name, layers.downsample)
+                else:
+                    h = layers.Downsample(self.dtype, name=name)(h)
+                kept.append(h)
+
+        h = res_block(h, h.shape[-1], "mid_0_block")
+        h = attention(h, "mid_attn")
+        h = res_block(h, h.shape[-1], "mid_1_block")
+
+        for level in reversed(range(last + 1)):
+            for j in range(self.num_res_blocks + 1):
+                h = jnp.concatenate([h, kept.pop()], axis=-1)
+                h = level_block(h, level, f"up_{level}_{j}")
+            if level != 0:
+                name = f"up_{level}_upsample"
+                if self.residual_resample:
+                    h = res_block(h, h.shape[-1], name, layers.upsample)
+                else:
+                    h = layers.Upsample(self.dtype, name=name)(h)
+
+        h = nn.silu(layers.group_norm(self, "norm_out")(h))
+        h = layers.conv(out_channels, 3, self.dtype, scale=0.0, name="conv_out")(h)
+        return h.astype(x.dtype)
+
+    def embed(self, index, label, dropout_keys):
+        """Time and class, [batch, 4 · channels]; dropping labels while training."""
+        width = 4 * self.channels
+        time = layers.sinusoid(index, self.channels)
+        time = nn.silu(layers.dense(width, self.dtype, name="time_0")(time))
+        time = layers.dense(width, self.dtype, name="time_1")(time)
+        if self.num_classes == 0:
+            return time
+        null = self.num_classes
+        if label is None:
+            label = jnp.full(index.shape, null)
+        if dropout_keys is not None and self.label_dropout > 0:
+            dropped = jax.vmap(
+                lambda key: jax.random.bernoulli(key, self.label_dropout)
+            )(dropout_keys)
+            label = jnp.where(dropped, null, label)
+        rows = self.num_classes + (1 if self.label_dropout > 0 else 0)
+        return time + nn.Embed(
+            rows,
+            width,
+            dtype=self.dtype,
+            embedding_init=nn.initializers.normal(1.0),
+            name="class_embedding",
+        )(label)
+
+
+@functools.wraps(UNet.__init__, assigned=())
+def unet(**settings) -> Network:
+    """Makes a U-Net as a `Network`; the settings are the attributes of `UNet`.
+
+    Raises:
+      ValueError: where features, groups and heads do not divide; from `init` where
+        images cannot be halved as often as there are levels; from `apply` where labels
+        are missing or there should be none.
+    """
+    module = UNet(**settings)
+
+    def init(key, image_shape):
+        _check_image_shape(image_shape, len(module.channel_mults))
+        x, index = jnp.zeros((1, *image_shape)), jnp.zeros((1,), jnp.int32)
+        return module.init(key, x, index, index if module.num_classes else None)[
+            "params"
+        ]
+
+    def apply(params, x_t, index, cond=None, dropout_keys=None):
+        if module.num_classes == 0 and cond is not None:
+            raise ValueError("this network has no classes, but labels were given")
+        if module.num_classes > 0 and cond is None and module.label_dropout == 0:
+            raise ValueError("this network has no null class: labels are needed")
+        return module.apply({"params": params}, x_t, index, cond, dropout_keys)
+
+    return Network(init, apply)
+
+
+def _check_image_shape(image_shape, levels):
+    height, width, _ = image_shape
+    for side in (height, width):
+        if side % 2 ** (levels - 1):
+            raise ValueError(
+                f"an image of {height}x{width} cannot be halved {levels - 1} times, as "
+                f"{levels} channel_mults ask: {side} is no multiple of "
+                f"{2 ** (levels - 1)}; choose another image_size or fewer channel_mults"
+            )

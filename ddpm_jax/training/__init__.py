@@ -1,0 +1,1 @@
+"""Training: state and step, devices, checkpoints, records; loss functions come in."""

@@ -1,0 +1,91 @@
+"""The training state and the step that advances it.
+
+A step is an ordinary function of (state, batch, key); `axis_name` is all that it knows
+of devices. The state holds arrays only, so it can be donated, saved and compared.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int
+
+
+class TrainState(NamedTuple):
+    """All that training changes.
+
+    Attributes:
+      step: the number of steps taken.
+      params: parameters.
+      ema_params: their exponential moving average, from which samples are drawn.
+      opt_state: the optimizer's state.
+    """
+
+    step: Int[Array, ""]
+    params: Any
+    ema_params: Any
+    opt_state: Any
+
+
+def init_state(params, tx: optax.GradientTransformation) -> TrainState:
+    """Makes the state before the first step."""
+    copy = jax.tree.map(jnp.copy, params)  # a donated buffer must not occur twice
+    return TrainState(jnp.zeros((), jnp.int32), params, copy, tx.init(params))
+
+
+def make_train_step(
+    loss_fn: Callable,
+    tx: optax.GradientTransformation,
+    ema_decay: float,
+    num_microbatches: int = 1,
+    axis_name: str | None = None,
+) -> Callable[[TrainState, dict, Array], tuple[TrainState, dict]]:
+    """Makes one step of training.
+
+    Args:
+      loss_fn: (params, batch, key) -> (loss, metrics).
+      tx: the optimizer.
+      ema_decay: decay of the moving average; the first step copies (Ho et al. 2020).
+      num_microbatches: how many parts of the batch are gone through in turn, their
+        gradients averaged, to save memory; it must divide the batch of a device.
+      axis_name: the mapped axis over which gradients and metrics are averaged, if any.
+
+    Returns:
+      step(state, batch, key) -> (state, metrics), where the key is the run's (it is
+      folded with the step here) and metrics are those of the loss and "grad_norm".
+    """
+    grad_fn = _in_parts(jax.grad(loss_fn, has_aux=True), num_microbatches)
+
+    def train_step(state, batch, key):
+        key = jax.random.fold_in(key, state.step)
+        grads, metrics = grad_fn(state.params, batch, key)
+        if axis_name is not None:
+            grads, metrics = jax.lax.pmean((grads, metrics), axis_name)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        decay = jnp.where(state.step == 0, 0.0, ema_decay)
+        ema_params = optax.incremental_update(params, state.ema_params, 1 - decay)
+        metrics = {**metrics, "grad_norm": optax.global_norm(grads)}
+        return TrainState(state.step + 1, params, ema_params, opt_state), metrics
+
+    return train_step
+
+
+def _in_parts(grad_fn: Callable, num_parts: int) -> Callable:
+    """Averages a gradient function over equal parts of the batch, one after another."""
+    if num_parts == 1:
+        return grad_fn
+
+    def averaged(params, batch, key):
+        def add(total, part):
+            grads = grad_fn(params, part, key)
+            return jax.tree.map(lambda a, b: a + b / num_parts, total, grads), None
+
+        parts = jax.tree.map(lambda x: x.reshape(num_parts, -1, *x.shape[1:]), batch)
+        shapes = jax.eval_shape(grad_fn, params, batch, key)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        return jax.lax.scan(add, zeros, parts)[0]
+
+    return averaged

@@ -1,0 +1,91 @@
+"""Records of a run: `metrics.jsonl`, TensorBoard event files, pictures, a terminal."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+import tensorboardX
+from tqdm import tqdm
+
+
+def open_writer(workdir: str | os.PathLike, first_step: int, num_steps: int):
+    """Returns the writer of process 0, and one that records nothing elsewhere."""
+    if jax.process_index() == 0:
+        return Writer(workdir, first_step, num_steps)
+    return _Silent()
+
+
+class Writer:
+    """Writes metrics and pictures into a run's folder and to the terminal."""
+
+    def __init__(self, workdir: str | os.PathLike, first_step: int, num_steps: int):
+        """Continues the records of a run.
+
+        Args:
+          workdir: the run's folder.
+          first_step: the steps taken so far; what was recorded beyond them, before a
+            run was killed, is taken out.
+          num_steps: the steps to take in all, for the progress bar.
+        """
+        self._path = Path(workdir) / "metrics.jsonl"
+        _forget_after(self._path, first_step)
+        self._board = tensorboardX.SummaryWriter(
+            str(workdir), purge_step=first_step + 1 if first_step else None
+        )
+        self._bar = tqdm(
+            initial=first_step,
+            total=num_steps,
+            unit="step",
+            disable=None,
+            smoothing=0.1,
+        )
+
+    def advance(self) -> None:
+        """Moves the progress bar by a step."""
+        self._bar.update()
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Records scalars, one JSON object a line."""
+        with self._path.open("a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        self.line(f"step {step:>7}  {shown}")
+
+    def picture(self, step: int, name: str, picture: np.ndarray) -> None:
+        """Records a picture, uint8 [height, width, channels], in the event file."""
+        self._board.add_image(name, picture, step, dataformats="HWC")
+
+    def line(self, text: str) -> None:
+        """Writes a line to the terminal, above the progress bar."""
+        self._bar.write(text)
+
+    def close(self) -> None:
+        """Finishes the records."""
+        self._bar.close()
+        self._board.close()
+
+
+class _Silent:
+    def __getattr__(self, name):
+        return lambda *args: None
+
+
+def _forget_after(path: Path, step: int) -> None:
+    """Takes out the lines of later steps, which will be written again."""
+    if not path.exists():
+        return
+    lines = path.read_text().splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith("\n") and _step_of(line) <= step]
+    if kept != lines:
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(kept))
+        partial.replace(path)
+
+
+def _step_of(line: str) -> int:
+    return json.loads(line)["step"]

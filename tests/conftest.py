@@ -1,0 +1,28 @@
+"""Eight fake CPU devices, strict shapes, and types that are checked while testing."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=8 "
+    "--xla_backend_optimization_level=0 "  # tiny programs: compiling is what costs
+    + os.environ.get("XLA_FLAGS", "")
+)
+os.environ.setdefault("NPROC", "32")  # jax 0.10: too few threads for 8 fake devices
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.abspath(".cache/jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+import jax
+import pytest
+from jaxtyping import install_import_hook
+
+install_import_hook(["ddpm_jax.diffusion", "ddpm_jax.networks"], "beartype.beartype")
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def x64():
+    """Double precision for one test."""
+    with jax.enable_x64(True):
+        yield

@@ -1,0 +1,81 @@
+"""The simple loss."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddpm_jax.diffusion import process, schedules
+from ddpm_jax.diffusion.losses import make_loss
+
+SCHEDULE = schedules.cosine(50)
+KEY = jax.random.key(3)
+
+
+def batch(num, first=0):
+    images = jax.random.normal(jax.random.key(0), (64, 4, 4, 1))[first : first + num]
+    return {"image": images, "id": jnp.arange(first, first + num, dtype=jnp.uint32)}
+
+
+def test_a_perfect_network_has_no_loss():
+    """Knowing x_0, the target can be had from x_t; t and eps are drawn inside."""
+    for predicts, convert in {
+        "eps": lambda x_t, t, x_0: process.from_x_0(SCHEDULE, x_t, t, x_0).eps,
+        "x_0": lambda x_t, t, x_0: x_0,
+        "v": lambda x_t, t, x_0: process.velocity(
+            SCHEDULE, x_0, t, process.from_x_0(SCHEDULE, x_t, t, x_0).eps
+        ),
+    }.items():
+        data = batch(64)
+
+        def apply(params, x_t, index, cond, keys, data=data, convert=convert):
+            return convert(x_t, index + 1, data["image"])
+
+        loss, metrics = make_loss(apply, SCHEDULE, predicts)(None, data, KEY)
+        assert float(loss) < 1e-6, predicts
+        assert metrics["loss"] == loss
+
+
+def test_zero_network_has_the_targets_variance():
+    data = {**batch(64), "image": jax.random.normal(KEY, (64, 16, 16, 1))}
+    for predicts in ("eps", "x_0", "v"):  # each of unit variance, as the data are
+        loss, _ = make_loss(lambda p, x, *_: 0 * x, SCHEDULE, predicts)(None, data, KEY)
+        np.testing.assert_allclose(loss, 1, atol=5 * np.sqrt(2 / data["image"].size))
+
+
+def test_the_loss_of_an_example_does_not_depend_on_its_batch():
+    loss_fn = make_loss(lambda p, x, *_: jnp.tanh(x), SCHEDULE)
+    whole = loss_fn(None, batch(8), KEY)[0]
+    parts = [loss_fn(None, batch(2, first), KEY)[0] for first in (0, 2, 4, 6)]
+    np.testing.assert_allclose(whole, np.mean(parts), rtol=1e-5)
+
+
+def test_times_are_uniform_and_noise_is_new_at_each_key():
+    """Indices 0 ... T - 1, that is t = 1 ... T, each as often; other keys, others."""
+    seen = []
+    data = {"image": jnp.zeros((20_000, 1, 1, 1)), "id": jnp.arange(20_000)}
+    for seed in (0, 1):
+        make_loss(lambda p, x, index, *_: seen.append((index, x)) or x, SCHEDULE)(
+            None, data, jax.random.key(seed)
+        )
+    counts = np.bincount(seen[0][0], minlength=50)
+    assert len(counts) == 50
+    chi_squared = ((counts - 400) ** 2 / 400).sum()
+    assert chi_squared < 95  # 49 degrees of freedom: p = 1e-4
+    assert np.mean(seen[0][0] == seen[1][0]) < 0.05
+    assert np.abs(np.corrcoef(seen[0][1].ravel(), seen[1][1].ravel())[0, 1]) < 0.05
+
+
+def test_labels_and_dropout_keys_reach_the_network():
+    seen = []
+    data = {**batch(4), "label": jnp.array([1, 2, 3, 4])}
+    make_loss(lambda p, x, i, cond, keys: seen.append((cond, keys)) or x, SCHEDULE)(
+        None, data, KEY
+    )
+    np.testing.assert_array_equal(seen[0][0], data["label"])
+    assert len({bytes(np.asarray(jax.random.key_data(k))) for k in seen[0][1]}) == 4
+
+
+def test_eps_at_zero_terminal_snr_is_refused():
+    with pytest.raises(ValueError, match="zero terminal SNR"):
+        make_loss(lambda *_: None, schedules.zero_terminal_snr(SCHEDULE), "eps")

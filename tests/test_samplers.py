@@ -1,0 +1,184 @@
+"""Laws of samplers, on data whose exact denoiser is known."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddpm_jax.diffusion import samplers, schedules, timesteps
+from ddpm_jax.diffusion.process import Prediction
+from ddpm_jax.diffusion.sampling import sample
+
+MEAN, STD = 0.3, 0.5
+SHAPE = (32, 32, 32, 1)  # 32,768 independent pixels
+
+
+def gaussian(schedule):
+    """The exact denoiser of data ~ N(MEAN, STD^2): E[x_0 | x_t] and E[eps | x_t]."""
+
+    def denoiser(x_t, t):
+        alpha, sigma = schedules.alpha_sigma(schedule, t)
+        score = (x_t - alpha * MEAN) / (alpha**2 * STD**2 + sigma**2)
+        return Prediction(x_0=MEAN + alpha * STD**2 * score, eps=sigma * score)
+
+    return denoiser
+
+
+def dirac(schedule, x_0):
+    """The exact denoiser of a single image."""
+
+    def denoiser(x_t, t):
+        alpha, sigma = schedules.alpha_sigma(schedule, t)
+        return Prediction(x_0=jnp.full_like(x_t, x_0), eps=(x_t - alpha * x_0) / sigma)
+
+    return denoiser
+
+
+def keys(seed=0):
+    return jax.random.split(jax.random.key(seed), SHAPE[0])
+
+
+def prior(seed=1):
+    return jax.random.normal(jax.random.key(seed), SHAPE)
+
+
+SAMPLERS = {
+    "ddpm, fixed_small": samplers.ddpm,
+    "ddpm, fixed_large": lambda s: samplers.ddpm(s, "fixed_large"),
+    "ddim, eta 0": samplers.ddim,
+    "ddim, eta 0.5": lambda s: samplers.ddim(s, 0.5),
+    "ddim, eta 1": lambda s: samplers.ddim(s, 1.0),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("make", [schedules.linear, schedules.cosine])
+def test_exact_gaussian_is_reproduced(make, name):
+    schedule = make()
+    times = timesteps.trailing(1000, 1000)
+    x_0, _ = jax.jit(
+        lambda x_T: sample(
+            SAMPLERS[name](schedule), gaussian(schedule), keys(), x_T, times
+        )
+    )(prior())
+    # Five standard errors, and the steps' own error, first order in 1 / 1000.
+    standard_error = STD / np.sqrt(x_0.size)
+    assert abs(float(x_0.mean()) - MEAN) < 5 * standard_error + 2e-3
+    assert abs(float(x_0.std()) - STD) < 5 * standard_error + 4e-3
+
+
+def test_ddim_solves_the_ode_to_first_order(x64):
+    """Its error against the probability flow of a Gaussian, in closed form: ~ 1/S."""
+    schedule, x_T = schedules.cosine(), prior()
+    alpha, sigma = schedules.alpha_sigma(schedule, 1000)
+    scale = jnp.sqrt(alpha**2 * STD**2 + sigma**2)
+    exact = MEAN + STD * (x_T - alpha * MEAN) / scale
+    errors = []
+    for num_steps in (50, 100, 200):
+        times = timesteps.trailing(1000, num_steps)
+        sampler = samplers.ddim(schedule)
+        x_0, _ = sample(sampler, gaussian(schedule), keys(), x_T, times)
+        errors.append(float(jnp.sqrt(jnp.mean((x_0 - exact) ** 2))))
+    orders = np.log2(np.divide(errors[:-1], errors[1:]))
+    assert np.all((orders > 0.8) & (orders < 1.3)), (errors, orders)
+
+
+@pytest.mark.parametrize("num_steps", [1000, 20])
+@pytest.mark.parametrize("name", ["ddpm, fixed_small", *list(SAMPLERS)[2:]])
+def test_dirac_data_stay_on_the_marginal(name, num_steps):
+    """From q(x_T | x_0), every x_s is distributed as q(x_s | x_0), for any eta."""
+    schedule, x_0 = schedules.linear(), 0.4
+    times = timesteps.trailing(1000, num_steps)
+    alpha, sigma = schedules.alpha_sigma(schedule, jnp.asarray(times))
+    x_T = alpha[0] * x_0 + sigma[0] * prior()
+    x, (means, stds) = jax.jit(
+        lambda x_T: sample(
+            SAMPLERS[name](schedule),
+            dirac(schedule, x_0),
+            keys(),
+            x_T,
+            times,
+            observe=lambda state, _: (state.x.mean(), state.x.std()),
+        )
+    )(x_T)
+    few = 5 / np.sqrt(x.size)  # five standard errors of a mean of unit variance
+    np.testing.assert_allclose(means, alpha[1:] * x_0, atol=few)
+    np.testing.assert_allclose(stds, sigma[1:], rtol=few)
+    np.testing.assert_allclose(x, x_0, atol=1e-6)
+
+
+def test_fixed_large_adds_the_forward_variance():
+    schedule, zero = schedules.linear(), jnp.zeros(SHAPE)
+    sampler = samplers.ddpm(schedule, "fixed_large")
+    nothing = lambda x_t, t: Prediction(zero, zero)
+    for t, s in [(1000, 999), (900, 500), (2, 1)]:
+        state, _ = sampler.step(nothing, keys(), samplers.SamplerState(zero), t, s)
+        (alpha_t, alpha_s) = (schedules.alpha_sigma(schedule, u)[0] for u in (t, s))
+        expected = np.sqrt(1 - (alpha_t / alpha_s) ** 2)
+        np.testing.assert_allclose(state.x.std(), expected, rtol=0.03)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_last_step_returns_the_prediction(name):
+    schedule = schedules.linear()
+    sampler = SAMPLERS[name](schedule)
+    state, prediction = sampler.step(
+        gaussian(schedule), keys(), samplers.SamplerState(prior()), 1, 0
+    )
+    np.testing.assert_array_equal(state.x, prediction.x_0)
+
+
+def test_ddpm_is_ddim_with_eta_1():
+    schedule, times = schedules.cosine(200), timesteps.linspace(200, 50)
+    ddpm, ddim = (
+        sample(sampler, gaussian(schedule), keys(), prior(), times)[0]
+        for sampler in (samplers.ddpm(schedule), samplers.ddim(schedule, 1.0))
+    )
+    np.testing.assert_array_equal(ddpm, ddim)
+
+
+def test_zero_terminal_snr_is_sampled_from_pure_noise():
+    schedule = schedules.zero_terminal_snr(schedules.linear())
+    for name in SAMPLERS:
+        sampler, times = SAMPLERS[name](schedule), timesteps.trailing(1000, 100)
+        x_0, _ = sample(sampler, gaussian(schedule), keys(), prior(), times)
+        assert np.all(np.isfinite(x_0))
+        assert abs(float(x_0.mean()) - MEAN) < 0.05
+
+
+def test_ddim_runs_backwards(x64):
+    """Towards noise and back returns to the images, up to 1 / S (Song et al. 2021)."""
+    schedule, images = schedules.linear(), MEAN + STD * prior(2)
+    sampler, denoiser = samplers.ddim(schedule), gaussian(schedule)
+    errors = []
+    for num_steps in (125, 250, 500):
+        times = np.append(timesteps.trailing(1000, num_steps)[:-1], 1)
+        noise, _ = sample(sampler, denoiser, keys(), images, times[::-1].copy())
+        back, _ = sample(sampler, denoiser, keys(), noise, times)
+        errors.append(float(jnp.sqrt(jnp.mean((back - images) ** 2))))
+    assert errors[-1] < 0.01
+    assert abs(float(noise.std()) - 1) < 0.02
+    assert np.all(np.divide(errors[:-1], errors[1:]) > 1.7), errors
+
+
+def test_every_image_has_its_own_noise():
+    schedule, times = schedules.linear(100), timesteps.trailing(100, 10)
+    run = lambda n: sample(
+        samplers.ddpm(schedule), gaussian(schedule), keys()[:n], prior()[:n], times
+    )[0]
+    np.testing.assert_allclose(run(32)[:3], run(3), atol=1e-6)
+    again = sample(
+        samplers.ddpm(schedule), gaussian(schedule), keys(7), prior(), times
+    )[0]
+    assert float(jnp.abs(run(32) - again).mean()) > 0.1
+
+
+@pytest.mark.parametrize("eta", [-0.1, 1.1])
+def test_eta_is_between_0_and_1(eta):
+    with pytest.raises(ValueError, match="eta must lie"):
+        samplers.ddim(schedules.linear(), eta)
+
+
+def test_unknown_variance():
+    with pytest.raises(ValueError, match="unknown variance 'huge'"):
+        samplers.ddpm(schedules.linear(), "huge")

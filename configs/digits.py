@@ -1,4 +1,13 @@
-"""Handwritten digits, 8x8, class-conditional: a first model in minutes on a CPU."""
+"""Handwritten digits, 8x8, class-conditional: a first model in minutes on a CPU.
+
+  python -m ddpm_jax.train --config configs/digits.py
+
+The images come with scikit-learn, so nothing is downloaded. A small U-Net (1.0M
+parameters) predicts v on the cosine schedule; a tenth of the labels is dropped, so that
+guidance can be tried at once:
+
+  python -m ddpm_jax.sample --workdir runs/digits --guidance_scale 2 --out digits.png
+"""
 
 
 def get_config():
@@ -8,7 +17,7 @@ def get_config():
         schedule=dict(name="cosine", num_steps=1000),
         network=dict(
             name="unet",
-            channels=64,
+            channels=32,
             channel_mults=(1, 2),
             num_res_blocks=1,
             attention_resolutions=(4,),
@@ -17,14 +26,20 @@ def get_config():
             num_classes=10,
             label_dropout=0.1,
         ),
-        loss=dict(predicts="eps"),
-        optimizer=dict(name="adam", learning_rate=1e-3, warmup_steps=100),
+        loss=dict(predicts="v"),
+        optimizer=dict(
+            name="adam",
+            learning_rate=2e-3,
+            warmup_steps=100,
+            decay="cosine",
+            decay_steps=3000,
+        ),
         denoiser=dict(clip=True, guidance_scale=1.0),
         sampler=dict(name="ddim", eta=0.0),
         timesteps=dict(name="trailing", num_steps=50),
-        data=dict(name="digits", split="train", batch_size=128),
+        data=dict(name="digits", split="train", batch_size=64),
         train=dict(
-            num_steps=2000,
+            num_steps=3000,
             ema_decay=0.995,
             log_every=100,
             save_every=500,

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from ddpm_jax import networks
-from ddpm_jax.config import ConfigError, override
+from ddpm_jax.config import ConfigError
 from ddpm_jax.data import images, pipeline, sources
 from ddpm_jax.data.source import Source, in_memory
 from ddpm_jax.diffusion import denoisers, losses, samplers, sampling, schedules
@@ -217,9 +217,21 @@ def sample_keys(seed: int, num: int) -> jax.Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), np.arange(num))
 
 
+def read_config(workdir: str | Path) -> dict[str, Any]:
+    """Reads the config of a run.
+
+    Raises:
+      ConfigError: if the folder does not hold a run.
+    """
+    path = Path(workdir) / "config.json"
+    if not path.is_file():
+        raise ConfigError(f"{workdir} is not the folder of a run: no config.json in it")
+    return json.loads(path.read_text())
+
+
 def load(
     workdir: str | Path,
-    overrides: tuple[str, ...] = (),
+    config: dict[str, Any] | None = None,
     ema: bool = True,
     step: int | None = None,
 ) -> tuple[Experiment, Any]:
@@ -227,7 +239,8 @@ def load(
 
     Args:
       workdir: the folder of a run.
-      overrides: changes to its config, such as "timesteps.num_steps=20".
+      config: its config, changed in what does not touch the parameters, such as the
+        sampler; by default as it was trained.
       ema: whether to return the averaged parameters or the raw ones.
       step: of the checkpoint, by default the latest.
 
@@ -237,13 +250,8 @@ def load(
     Raises:
       ConfigError: if the folder does not hold a run or the checkpoint.
     """
-    path = Path(workdir) / "config.json"
-    if not path.is_file():
-        raise ConfigError(
-            f"{workdir} is not the folder of a run: it has no config.json"
-        )
-    experiment = build(override(json.loads(path.read_text()), overrides))
-    folder = path.parent / "checkpoints"
+    experiment = build(read_config(workdir) if config is None else config)
+    folder = Path(workdir) / "checkpoints"
     if not folder.is_dir():
         raise ConfigError(f"{workdir} has no checkpoints yet")
     checkpoints = Checkpoints(folder)

@@ -81,8 +81,8 @@ def test_grid_shows_every_image_at_its_place(channels):
         shown = picture[top : top + 16, left : left + 12]
         np.testing.assert_array_equal(shown[::2, ::2], tile)
         np.testing.assert_array_equal(shown[1::2, 1::2], tile)
-    assert (picture[::17] == 255).all() and (picture[:, ::13] == 255).all()
-    assert (picture[18:, 27:] == 255).all()
+    assert (picture[::17] == 128).all() and (picture[:, ::13] == 128).all()
+    assert (picture[18:, 27:] == 128).all()
 
 
 def test_grid_is_near_square_with_visible_tiles_by_default():

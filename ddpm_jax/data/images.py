@@ -15,6 +15,8 @@ from PIL import Image
 
 # Below this many pixels on its shorter side, a tile is too small to look at.
 _VISIBLE = 64
+# Lines that show beside black and beside white.
+_GREY = 128
 
 
 def to_float(images):
@@ -98,7 +100,7 @@ def grid(
     scale: int | None = None,
     pad: int = 2,
 ) -> np.ndarray:
-    """Tiles images into one picture, row by row, with white lines between.
+    """Tiles images into one picture, row by row, with grey lines between.
 
     Args:
         images: uint8 [N, H, W, C].
@@ -125,13 +127,13 @@ def grid(
     tiles = images.repeat(scale, axis=1).repeat(scale, axis=2)
     missing = rows * columns - len(images)
     tiles = np.pad(
-        tiles, [(0, missing), (pad, 0), (pad, 0), (0, 0)], constant_values=255
+        tiles, [(0, missing), (pad, 0), (pad, 0), (0, 0)], constant_values=_GREY
     )
     _, height, width, channels = tiles.shape
     picture = tiles.reshape(rows, columns, height, width, channels)
     picture = picture.transpose(0, 2, 1, 3, 4)
     picture = picture.reshape(rows * height, columns * width, channels)
-    return np.pad(picture, [(0, pad), (0, pad), (0, 0)], constant_values=255)
+    return np.pad(picture, [(0, pad), (0, pad), (0, 0)], constant_values=_GREY)
 
 
 def save_png(path: str | os.PathLike, picture: np.ndarray) -> None:

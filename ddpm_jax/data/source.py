@@ -1,6 +1,7 @@
 """What the rest of the package knows of a data set: a `Source`.
 
-It is random access to images: a source has a fixed length, and image i with its label is always the same.
+It is random access to images: a source has a fixed length, and image i with its label
+is always the same.
 """
 
 import dataclasses

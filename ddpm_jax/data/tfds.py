@@ -47,7 +47,7 @@ class _Records:
 
 
 def tfds(
-    name: str,
+    dataset: str,
     split: str = "train",
     data_dir: str | os.PathLike | None = None,
     image_size: int | Sequence[int] | None = None,
@@ -60,7 +60,7 @@ def tfds(
     gives the command to run once on a machine with TensorFlow.
 
     Args:
-        name: the data set, as in `"cifar10"`, `"cifar10:3.0.2"` or `"name/config"`.
+        dataset: its name, as in `"cifar10"`, `"cifar10:3.0.2"` or `"name/config"`.
         split: a split or a part of one, as in `"train"` or `"train[:10%]"`.
         data_dir: where data sets are kept; by default tfds' own place,
             `~/tensorflow_datasets`.
@@ -76,38 +76,38 @@ def tfds(
         FileNotFoundError: if the data set is not prepared as ArrayRecord.
         ValueError: if the name, split or image size is wrong, or it has no images.
     """
-    builder = _builder(name, data_dir)
+    builder = _builder(dataset, data_dir)
     # The path is tried first because is_prepared() logs a warning of its absence.
     if not (builder.data_path.exists() and builder.is_prepared()):
         is_cifar = builder.name in ("cifar10", "cifar100")
         if not (is_cifar and download):
             raise FileNotFoundError(
-                f"{name} is not prepared in {builder.data_dir_root}: "
+                f"{dataset} is not prepared in {builder.data_dir_root}: "
                 + ("allow download=True, or " if is_cifar else "")
-                + _how_to_prepare(name, builder)
+                + _how_to_prepare(dataset, builder)
             )
         builder = _prepare_cifar(builder)
-    records = _open_split(builder, name, split)
+    records = _open_split(builder, dataset, split)
 
     from tensorflow_datasets import features
 
     columns = dict(builder.info.features.items())
     if "image" not in columns or not isinstance(columns["image"], features.Image):
         raise ValueError(
-            f'{name} has no column "image" of images, only {sorted(columns)}: choose '
-            "a data set of images"
+            f'{dataset} has no column "image" of images, only {sorted(columns)}: '
+            "choose a data set of images"
         )
     *size, channels = columns["image"].shape
     if columns["image"].np_dtype != np.uint8:
         raise ValueError(
-            f"the images of {name} are {columns['image'].np_dtype}, not uint8: choose "
-            "a data set of 8-bit images"
+            f"the images of {dataset} are {columns['image'].np_dtype}, not uint8: "
+            "choose a data set of 8-bit images"
         )
     if image_size is not None:
         size = height_width(image_size)
     if None in (*size, channels):
         raise ValueError(
-            f"the images of {name} differ in size: give image_size to resize them to"
+            f"the images of {dataset} differ in size: give image_size to resize them to"
         )
     label = columns.get("label")
     num_classes = label.num_classes if isinstance(label, features.ClassLabel) else 0

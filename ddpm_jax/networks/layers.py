@@ -177,4 +177,10 @@ def downsample(x: jax.Array) -> jax.Array:
 
 def group_norm(module: nn.Module, name: str | None = None) -> nn.GroupNorm:
     """Group normalisation with the groups and the precision of `module`."""
-    return nn.GroupNorm(module.num_groups, epsilon=1e-6, dtype=module.dtype, name=name)
+    return nn.GroupNorm(
+        module.num_groups,
+        epsilon=1e-6,
+        dtype=module.dtype,
+        use_fast_variance=False,  # E[x²] - E[x]² loses digits where the mean is large
+        name=name,
+    )

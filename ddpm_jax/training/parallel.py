@@ -40,28 +40,40 @@ def parallel_step(train_step: Callable) -> Callable:
     return step
 
 
-def parallel_sample(sample_fn: Callable, batch_size: int) -> Callable:
-    """Compiles sample_fn(params, keys, cond) once, cut over this process's devices.
+def shard(sample_fn: Callable) -> Callable:
+    """Compiles sample_fn(params, keys, cond), cut over this process's devices.
 
     Args:
       sample_fn: works on each image by itself.
+
+    Returns:
+      The same function, for a number of keys that the devices share equally.
+    """
+    return jax.jit(
+        jax.shard_map(
+            sample_fn,
+            mesh=Mesh(np.array(jax.local_devices()), (AXIS,)),
+            in_specs=(P(), P(AXIS), P(AXIS)),
+            out_specs=P(AXIS),
+            check_vma=False,
+        )
+    )
+
+
+def parallel_sample(sample_fn: Callable, batch_size: int) -> Callable:
+    """Samples any number of images, batch by batch, with one compiled program.
+
+    Args:
+      sample_fn: (params, keys, cond) -> images, working on each image by itself.
       batch_size: how many images at a time; made a multiple of the devices.
 
     Returns:
       The same function for any number of keys, with NumPy images; a progress bar shows
       the batches where there are several.
     """
-    devices = jax.local_devices()
-    batch_size = -(-batch_size // len(devices)) * len(devices)
-    sharded = jax.jit(
-        jax.shard_map(
-            sample_fn,
-            mesh=Mesh(np.array(devices), (AXIS,)),
-            in_specs=(P(), P(AXIS), P(AXIS)),
-            out_specs=P(AXIS),
-            check_vma=False,
-        )
-    )
+    devices = jax.local_device_count()
+    batch_size = -(-batch_size // devices) * devices
+    sharded = shard(sample_fn)
 
     def sample(params, keys, cond=None):
         num = len(keys)

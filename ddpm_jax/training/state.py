@@ -67,7 +67,7 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         decay = jnp.where(state.step == 0, 0.0, ema_decay)
         ema_params = optax.incremental_update(params, state.ema_params, 1 - decay)
-        metrics = {**metrics, "grad_norm": optax.global_norm(grads)}
+        metrics = {**metrics, "grad_norm": optax.tree.norm(grads)}
         return TrainState(state.step + 1, params, ema_params, opt_state), metrics
 
     return train_step

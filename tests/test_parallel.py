@@ -1,0 +1,128 @@
+"""Eight fake devices do what one does."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ddpm_jax.diffusion import (
+    denoisers,
+    losses,
+    samplers,
+    sampling,
+    schedules,
+    timesteps,
+)
+from ddpm_jax.networks import unet
+from ddpm_jax.training import parallel
+from ddpm_jax.training.state import init_state, make_train_step
+
+SHAPE = (8, 8, 1)
+KEY = jax.random.key(0)
+SCHEDULE = schedules.cosine(100)
+NETWORK = unet(
+    channels=8,
+    channel_mults=(1, 2),
+    num_res_blocks=1,
+    attention_resolutions=(4,),
+    num_groups=4,
+    dropout=0.2,
+    num_classes=3,
+    label_dropout=0.2,
+)
+
+
+@pytest.fixture(scope="module")
+def params():
+    init = jax.jit(lambda key: NETWORK.init(key, SHAPE))
+    return jax.device_get(init(KEY))  # on the host, where nothing donates them
+
+
+def batch(num=16):
+    return {
+        "image": np.asarray(jax.random.normal(KEY, (num, *SHAPE))),
+        "label": np.arange(num) % 3,
+        "id": np.arange(num, dtype=np.uint32),
+    }
+
+
+def test_gradients_and_losses_do_not_depend_on_devices(params):
+    """SGD shows a wrong factor that Adam would hide; dropout is on."""
+    tx = optax.sgd(1.0)
+    loss_fn = losses.make_loss(NETWORK.apply, SCHEDULE)
+    one = jax.jit(make_train_step(loss_fn, tx, 0.9))
+    many = parallel.parallel_step(
+        make_train_step(loss_fn, tx, 0.9, axis_name=parallel.AXIS)
+    )
+    assert jax.local_device_count() == 8
+    alone, shared = init_state(params, tx), init_state(params, tx)
+    for step in range(2):
+        alone, metrics = one(alone, batch(), KEY)
+        shared, shared_metrics = many(shared, batch(), KEY)
+        for name in metrics:
+            np.testing.assert_allclose(
+                metrics[name], shared_metrics[name], rtol=1e-4, err_msg=f"{name} {step}"
+            )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), alone, shared
+    )
+
+
+def test_the_state_is_donated_and_comes_out_whole(params):
+    tx = optax.adam(1e-3)
+    loss_fn = losses.make_loss(NETWORK.apply, SCHEDULE)
+    step = parallel.parallel_step(
+        make_train_step(loss_fn, tx, 0.9, axis_name=parallel.AXIS)
+    )
+    first, _ = step(init_state(params, tx), batch(), KEY)
+    assert jax.tree.map(jnp.shape, first.params) == jax.tree.map(jnp.shape, params)
+    second, metrics = step(first, batch(), KEY)
+    assert jax.tree.leaves(first.params)[0].is_deleted()
+    assert metrics["loss"].shape == () and int(second.step) == 2
+
+
+@pytest.mark.parametrize("num", [3, 20])
+def test_samples_do_not_depend_on_devices_or_batches(params, num):
+    sample_fn = sampling.make_sample_fn(
+        NETWORK.apply,
+        SCHEDULE,
+        samplers.ddim(SCHEDULE, 0.5),
+        timesteps.trailing(100, 4),
+        SHAPE,
+        transform=lambda denoiser: denoisers.clip(denoiser, SCHEDULE),
+    )
+    params = jax.tree.map(lambda p: p + 0.1, params)
+    keys, labels = jax.random.split(KEY, num), np.arange(num) % 3
+    alone = jax.jit(sample_fn)(params, keys, labels)
+    shared = parallel.parallel_sample(sample_fn, batch_size=10)(params, keys, labels)
+    assert shared.shape == (num, *SHAPE)
+    np.testing.assert_allclose(alone, shared, atol=1e-4)
+
+
+def test_sampling_exchanges_nothing_between_devices(params):
+    sample_fn = sampling.make_sample_fn(
+        NETWORK.apply,
+        SCHEDULE,
+        samplers.ddpm(SCHEDULE),
+        timesteps.trailing(100, 4),
+        SHAPE,
+    )
+    lowered = parallel.shard(sample_fn).lower(params, jax.random.split(KEY, 8), None)
+    program = lowered.compile().as_text()
+    for collective in ("all-reduce", "all-gather", "collective-permute", "all-to-all"):
+        assert collective not in program
+
+
+def test_batches_that_cannot_be_shared():
+    parallel.check_batch_size(16)
+    with pytest.raises(ValueError, match="12 .* by 8 devices: .* multiple of 8"):
+        parallel.check_batch_size(12)
+    with pytest.raises(ValueError, match="2 microbatches: choose a multiple of 16"):
+        parallel.check_batch_size(24, num_microbatches=2)
+
+
+def test_process_arguments_belong_together():
+    parallel.initialize(None, None, None)
+    with pytest.raises(ValueError, match="belong together"):
+        parallel.initialize("localhost:1234", None, 0)

@@ -1,12 +1,9 @@
 """The composition root: a config becomes objects here, and nowhere else.
 
-A section of a config is the keyword arguments of one constructor, chosen by `name` from
-a module: what the module defines with the right return type is what there is.
+Below this file nothing reads a config; above it nothing makes a part by hand.
 """
 
-import inspect
 import json
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,11 +14,11 @@ import optax
 
 from ddpm_jax import networks
 from ddpm_jax.config import ConfigError
+from ddpm_jax.construct import attempt, call, make
 from ddpm_jax.data import images, pipeline, sources
 from ddpm_jax.data.source import Source, in_memory
 from ddpm_jax.diffusion import denoisers, losses, samplers, sampling, schedules
 from ddpm_jax.diffusion import timesteps as timesteps_module
-from ddpm_jax.naming import unknown
 from ddpm_jax.training import optimizers, parallel
 from ddpm_jax.training.checkpoints import Checkpoints
 from ddpm_jax.training.state import TrainState, init_state
@@ -100,19 +97,21 @@ def build(config: dict[str, Any]) -> Experiment:
         raise ConfigError("config.image_shape must be (height, width, channels)")
     num_classes = config.get("network", {}).get("num_classes", 0)
     schedule = _schedule(config)
-    network = _make(config, "network", networks, networks.Network)
+    network = make(config, "network", networks, networks.Network)
     predicts = config.get("loss", {}).get("predicts", "eps")
-    loss_fn = _call("loss", losses.make_loss, config, network.apply, schedule)
-    tx, learning_rate = _call("optimizer", optimizers.make_optimizer, config)
-    sampler = _make(config, "sampler", samplers, samplers.Sampler, schedule)
-    timesteps = _make(
+    loss_fn = call(config, "loss", losses.make_loss, network.apply, schedule)
+    tx, learning_rate = call(config, "optimizer", optimizers.make_optimizer)
+    sampler = make(config, "sampler", samplers, samplers.Sampler, schedule)
+    timesteps = make(
         config,
         "timesteps",
         timesteps_module,
         timesteps_module.Timesteps,
         schedule.num_steps,
     )
-    transform = _call("denoiser", make_transform, config, schedule, num_classes)
+    has_null = num_classes and config["network"].get("label_dropout")
+    null = num_classes if has_null else None
+    transform = call(config, "denoiser", make_transform, schedule, null)
     sample_fn = sampling.make_sample_fn(
         network.apply, schedule, sampler, timesteps, image_shape, predicts, transform
     )
@@ -129,13 +128,13 @@ def build(config: dict[str, Any]) -> Experiment:
         ),
         sample_fn=sample_fn,
     )
-    _attempt("network", experiment.abstract_state)
+    attempt("network", experiment.abstract_state)
     return experiment
 
 
 def make_transform(
     schedule: schedules.Schedule,
-    num_classes: int,
+    null: int | None,
     clip: bool = True,
     rederive: bool = True,
     guidance_scale: float = 1.0,
@@ -144,20 +143,22 @@ def make_transform(
 
     Args:
       schedule: the noise schedule.
-      num_classes: of the network.
+      null: the class that means none, None where the network has no such class.
       clip: whether the predicted x_0 is clipped to [-1, 1].
       rederive: whether eps follows it (see `denoisers.clip`).
       guidance_scale: of classifier-free guidance, 1 for none.
 
     Raises:
-      ValueError: for guidance of an unconditional network.
+      ValueError: for guidance of a network without a null class.
     """
-    if guidance_scale != 1 and num_classes == 0:
-        raise ValueError("guidance_scale needs a network with num_classes")
+    if guidance_scale != 1 and null is None:
+        raise ValueError(
+            "guidance_scale needs a network trained with num_classes and label_dropout"
+        )
 
     def transform(denoiser):
         if guidance_scale != 1:
-            denoiser = denoisers.guide(denoiser, guidance_scale, null=num_classes)
+            denoiser = denoisers.guide(denoiser, guidance_scale, null)
         if clip:
             denoiser = denoisers.clip(denoiser, schedule, rederive=rederive)
         return denoiser
@@ -171,7 +172,7 @@ def train_options(config: dict[str, Any]) -> TrainOptions:
     Raises:
       ConfigError: for a key that does not exist, or a number that makes no sense.
     """
-    options = _call("train", TrainOptions, config)
+    options = call(config, "train", TrainOptions)
     for name in ("num_steps", "num_microbatches", "log_every", "save_every", "keep"):
         value = getattr(options, name)
         if not isinstance(value, int) or value < 1:
@@ -187,17 +188,17 @@ def make_batches(config: dict[str, Any], options: TrainOptions) -> Callable:
     """
     section = dict(config.get("data", {}))
     batching = {key: section.pop(key) for key in BATCHING if key in section}
-    _attempt(
+    attempt(
         "data",
         parallel.check_batch_size,
         batching.get("batch_size", 0),
         options.num_microbatches,
     )
     source = _open_source({**config, "data": section})
-    return _attempt(
+    return attempt(
         "data",
         pipeline.make_batch_fn,
-        _attempt("data", in_memory, source),
+        attempt("data", in_memory, source),
         seed=config.get("seed", 0),
         process_index=jax.process_index(),
         process_count=jax.process_count(),
@@ -267,7 +268,7 @@ def load(
 def _open_source(config):
     height, width, channels = config["image_shape"]
     wanted = {"image_size": (height, width), "channels": channels}
-    source = _make(config, "data", sources, Source, wanted=wanted)
+    source = make(config, "data", sources, Source, wanted=wanted)
     if tuple(source.image_shape) != (height, width, channels):
         have = "x".join(map(str, source.image_shape))
         raise ConfigError(
@@ -287,9 +288,9 @@ def _schedule(config):
     section = dict(config.get("schedule", {}))
     rescale = section.pop("zero_terminal_snr", False)
     config = {**config, "schedule": section}
-    schedule = _make(config, "schedule", schedules, schedules.Schedule)
+    schedule = make(config, "schedule", schedules, schedules.Schedule)
     if rescale:
-        schedule = _attempt("schedule", schedules.zero_terminal_snr, schedule)
+        schedule = attempt("schedule", schedules.zero_terminal_snr, schedule)
     return schedule
 
 
@@ -297,44 +298,3 @@ def _on_device(batch, num_classes):
     """A host batch as the loss wants it: float images, labels only if used."""
     prepared = {"image": images.to_float(batch["image"]), "id": batch["id"]}
     return {**prepared, "label": batch["label"]} if num_classes else prepared
-
-
-def _make(config, section, module: types.ModuleType, kind, *given, wanted=None):
-    """Calls the constructor that a section names, of those in `module` giving `kind`.
-
-    `wanted` holds arguments that come from elsewhere, for constructors that take them.
-    """
-    settings = dict(config.get(section, {}))
-    name = settings.pop("name", None)
-    known = {
-        name: value
-        for name, value in vars(module).items()
-        if getattr(value, "__annotations__", {}).get("return") is kind
-        and not name.startswith("_")
-    }
-    if name not in known:
-        raise ConfigError(f"config.{section}: {unknown('name', str(name), known)}")
-    for key, value in (wanted or {}).items():
-        if key in inspect.signature(known[name]).parameters:
-            settings[key] = value
-    return _call(section, known[name], {section: settings}, *given)
-
-
-def _call(section, constructor: Callable, config, *given):
-    """Calls a constructor with a section, whose keys must be its arguments."""
-    settings = config.get(section, {})
-    parameters = inspect.signature(constructor).parameters
-    accepted = list(parameters)[len(given) :]
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        for key in settings:
-            if key not in accepted:
-                raise ConfigError(unknown(f"config.{section} key", key, accepted))
-    return _attempt(section, constructor, *given, **settings)
-
-
-def _attempt(section, function: Callable, *args, **kwargs):
-    """Calls a function; what it refuses is the config's fault."""
-    try:
-        return function(*args, **kwargs)
-    except (ValueError, TypeError, OSError) as error:
-        raise ConfigError(f"config.{section}: {error}") from error

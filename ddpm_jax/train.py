@@ -60,6 +60,10 @@ def train(settings: dict[str, Any], workdir: str | os.PathLike) -> int:
     first = checkpoints.latest_step() or 0
     if jax.process_index() == 0:
         write_config(workdir, settings)
+    if first >= options.num_steps:
+        print(f"{workdir} is already at step {first}: nothing to do")
+        checkpoints.close()
+        return 0
     writer = open_writer(workdir, first, options.num_steps)
 
     init_key, train_key = jax.random.split(jax.random.key(settings.get("seed", 0)))

@@ -1,0 +1,100 @@
+"""Config files, overrides and differences."""
+
+import pytest
+
+from ddpm_jax import config
+from ddpm_jax.config import ConfigError
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "recipe.py"
+    path.write_text(
+        "def get_config():\n"
+        "    return dict(seed=0, image_shape=(8, 8, 1), data=dict(name='digits'))\n"
+    )
+    return str(path)
+
+
+def test_a_config_is_plain_json(recipe):
+    assert config.load(recipe) == {
+        "seed": 0,
+        "image_shape": [8, 8, 1],
+        "data": {"name": "digits"},
+    }
+
+
+@pytest.mark.parametrize(
+    "text, section, key, value",
+    [
+        ("optimizer.learning_rate=1e-4", "optimizer", "learning_rate", 1e-4),
+        ("data.flip=True", "data", "flip", True),
+        ("data.flip=false", "data", "flip", False),
+        ("network.head_channels=none", "network", "head_channels", None),
+        ("data.data_dir=../my=data", "data", "data_dir", "../my=data"),
+        ("network.channel_mults=(1, 2)", "network", "channel_mults", [1, 2]),
+        ("timesteps.times=[3,1]", "timesteps", "times", [3, 1]),
+    ],
+)
+def test_overrides(recipe, text, section, key, value):
+    assert config.load(recipe, [text])[section][key] == value
+
+
+def test_overrides_of_plain_values(recipe):
+    made = config.load(recipe, ["seed=7", "image_shape=4,6,3"])
+    assert made["seed"] == 7 and made["image_shape"] == [4, 6, 3]
+    assert made["data"] == {"name": "digits"}
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("optimiser.learning_rate=1", "unknown config key 'optimiser.learning_rate'"),
+        ("sed=1", "did you mean 'seed'"),
+        ("data.flip", "--config.data.flip needs a value"),
+        ("data=1", "unknown config key 'data'"),
+    ],
+)
+def test_bad_overrides(recipe, text, message):
+    with pytest.raises(ConfigError, match=message):
+        config.load(recipe, [text])
+
+
+def test_variants(tmp_path):
+    path = tmp_path / "family.py"
+    path.write_text(
+        "def get_config(variant):\n"
+        "    if variant != 'cat':\n"
+        "        raise ValueError(f'no variant {variant!r}; there is: cat')\n"
+        "    return dict(seed=3)\n"
+    )
+    assert config.load(f"{path}:cat") == {"seed": 3}
+    with pytest.raises(ConfigError, match="family of recipes: choose one"):
+        config.load(str(path))
+    with pytest.raises(ConfigError, match="no variant 'dog'; there is: cat"):
+        config.load(f"{path}:dog")
+
+
+def test_bad_files(tmp_path, recipe):
+    with pytest.raises(ConfigError, match="no config file"):
+        config.load("nowhere.py")
+    with pytest.raises(ConfigError, match="takes no variant"):
+        config.load(f"{recipe}:cat")
+    empty = tmp_path / "empty.py"
+    empty.write_text("")
+    with pytest.raises(ConfigError, match="does not define get_config"):
+        config.load(str(empty))
+    typo = tmp_path / "typo.py"
+    typo.write_text("def get_config():\n    return dict(optimiser={})\n")
+    with pytest.raises(ConfigError, match="did you mean 'optimizer'"):
+        config.load(str(typo))
+
+
+def test_differences():
+    old = {"seed": 0, "data": {"flip": True}, "train": {"keep": 3}}
+    new = {"seed": 0, "data": {"flip": False, "split": "test"}, "train": {"keep": 3}}
+    assert config.differences(old, new) == {
+        "data.flip": (True, False),
+        "data.split": (None, "test"),
+    }
+    assert config.differences(old, old) == {}

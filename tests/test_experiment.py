@@ -1,0 +1,151 @@
+"""Every recipe builds; every mistake in one is named in a line."""
+
+import runpy
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from ddpm_jax import config, experiment
+from ddpm_jax.config import ConfigError
+
+RECIPES = sorted(str(path) for path in Path("configs").glob("*.py"))
+RECIPES = [path for path in RECIPES if "lsun" not in path]
+RECIPES += [f"configs/lsun.py:{variant}" for variant in ("bedroom", "church", "cat")]
+PARAMETERS = {"configs/cifar.py": 35_746_307, "configs/celebahq256.py": 113_673_219}
+
+
+def digits(*overrides):
+    return config.load("configs/digits.py", overrides)
+
+
+@pytest.mark.parametrize("path", RECIPES)
+def test_every_recipe_builds(path):
+    made = config.load(path)
+    built = experiment.build(made)
+    experiment.train_options(made)
+    params = jax.tree.leaves(built.abstract_state().params)
+    count = sum(leaf.size for leaf in params)
+    assert count == PARAMETERS.get(path, count)
+    assert built.image_shape == tuple(made["image_shape"])
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
+    label = jax.ShapeDtypeStruct((2,), np.int32) if built.num_classes else None
+    images = jax.eval_shape(built.sample_fn, built.abstract_state().params, keys, label)
+    assert images.shape == (2, *built.image_shape)
+
+
+@pytest.mark.parametrize("path", RECIPES)
+def test_every_recipe_says_what_it_is(path):
+    source = path.partition(":")[0]
+    doc = runpy.run_path(source)["__doc__"]
+    assert f"python -m ddpm_jax.train --config {source}" in doc
+
+
+def test_cifar_is_the_recipe_of_ho_et_al():
+    """Their scripts/run_cifar.py and Appendix B, number by number."""
+    made = config.load("configs/cifar.py")
+    built = experiment.build(made)
+    beta = -np.expm1(np.diff(-np.logaddexp(0, -built.schedule.log_snr[1:])))
+    np.testing.assert_allclose(beta, np.linspace(1e-4, 0.02, 1000)[1:], rtol=1e-9)
+    assert made["data"]["batch_size"] == 128 and made["data"]["flip"]
+    assert made["sampler"] == {"name": "ddpm", "variance": "fixed_large"}
+    assert made["network"]["dropout"] == 0.1
+    options = experiment.train_options(made)
+    assert options.num_steps == 800_000 and options.ema_decay == 0.9999
+    np.testing.assert_allclose(built.learning_rate(2500), 1e-4, rtol=1e-4)
+    np.testing.assert_allclose(built.learning_rate(799_999), 2e-4, rtol=1e-6)
+
+
+MISTAKES = {
+    "network.chanels=8": "config.network key 'chanels'; did you mean 'channels'",
+    "optimizer.learning_rat=1": "did you mean 'learning_rate'",
+    "schedule.beta_stop=1": "unknown config.schedule key 'beta_stop'",
+    "timesteps.steps=10": "unknown config.timesteps key 'steps'; did you mean",
+    "denoiser.clipp=1": "did you mean 'clip'",
+    "sampler.etta=1": "did you mean 'eta'",
+    "loss.predict=v": "did you mean 'predicts'",
+    "loss.predicts=noise": "config.loss: unknown parameterization 'noise'",
+    "sampler.name=ddimm": "config.sampler: unknown name 'ddimm'; did you mean 'ddim'",
+    "schedule.name=cosin": "did you mean 'cosine'",
+    "network.name=dit": "config.network: unknown name 'dit'; there are: unet",
+    "timesteps.num_steps=2000": "num_steps must be 1 ... 1000",
+    "network.channels=40": "config.network: 40 features .* num_groups 16",
+    "network.channel_mults=1,2,2,2,2": "8x8 cannot be halved 4 times",
+    "image_shape=8,8": "image_shape must be",
+    "network.channels=many": "config.network.channels must be int, got 'many'",
+    "network.dropout=None": "config.network.dropout must be float, got None",
+    "network.channels=32.5": "config.network.channels must be int, got 32.5",
+    "denoiser.clip=1": "config.denoiser.clip must be bool, got 1",
+    "optimizer.learning_rate=1e-4x": "must be float, got '1e-4x'",
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_named(mistake):
+    with pytest.raises(ConfigError, match=MISTAKES[mistake]) as caught:
+        experiment.build(digits(mistake))
+    assert "\n" not in str(caught.value)
+
+
+def test_eps_at_zero_terminal_snr():
+    changes = ("schedule.zero_terminal_snr=True", "loss.predicts=eps")
+    experiment.build(digits(changes[0]))
+    with pytest.raises(ConfigError, match="config.loss: .* needs parameterization 'v'"):
+        experiment.build(digits(*changes))
+
+
+@pytest.mark.parametrize(
+    "change", ["network.label_dropout=0.0", "network.num_classes=0"]
+)
+def test_guidance_needs_a_null_class(change):
+    with pytest.raises(ConfigError, match="config.denoiser: guidance_scale needs"):
+        experiment.build(digits(change, "denoiser.guidance_scale=2.0"))
+
+
+DATA_MISTAKES = {
+    "train.num_step=5": "did you mean 'num_steps'",
+    "train.keep=0": "config.train.keep must be 1 or more",
+    "data.batch_size=12": "config.data: batch_size 12 cannot be shared by 8 devices",
+    "train.num_microbatches=3": "in 3 microbatches",
+    "data.split=valid": "no split 'valid'",
+    "data.splitt=test": "did you mean 'split'",
+    "image_shape=16,16,1": "images of 'digits' are 8x8x1",
+    "network.num_classes=5": "num_classes is 5, but .* have 10 classes",
+}
+
+
+@pytest.mark.parametrize("mistake", DATA_MISTAKES)
+def test_mistakes_about_data_and_training_are_named(mistake):
+    made = digits(mistake)
+    with pytest.raises(ConfigError, match=DATA_MISTAKES[mistake]) as caught:
+        experiment.make_batches(made, experiment.train_options(made))
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_data_without_a_network(tmp_path, monkeypatch):
+    import requests
+
+    def unreachable(*args, **kwargs):
+        raise requests.ConnectionError("no network")
+
+    monkeypatch.setattr(requests.Session, "request", unreachable)
+    made = config.load("configs/cifar.py", [f"data.data_dir={tmp_path}"])
+    with pytest.raises(ConfigError, match="cifar10 is not in .* give data_dir= of"):
+        experiment.make_batches(made, experiment.train_options(made))
+
+
+def test_labels_of_samples():
+    assert experiment.sample_labels(0, 5) is None
+    np.testing.assert_array_equal(experiment.sample_labels(3, 5), [0, 1, 2, 0, 1])
+    np.testing.assert_array_equal(experiment.sample_labels(3, 3, [2, 0]), [2, 0, 2])
+
+
+def test_keys_of_samples_do_not_depend_on_their_number():
+    few, many = experiment.sample_keys(1, 3), experiment.sample_keys(1, 30)
+    assert (few == many[:3]).all() and len({str(key) for key in many}) == 30
+
+
+def test_load_says_what_is_missing(tmp_path):
+    with pytest.raises(ConfigError, match="no config.json"):
+        experiment.load(tmp_path)

@@ -1,0 +1,107 @@
+"""What a run leaves on disk, and the numbers with which it does not go on."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddpm_jax.training.checkpoints import Checkpoints
+from ddpm_jax.training.meter import Meter, NonFiniteError
+from ddpm_jax.training.state import TrainState
+from ddpm_jax.training.writers import Writer
+
+
+def state(step, value=1.0):
+    return TrainState(
+        step=jnp.array(step, jnp.int32),
+        params={"layer": {"kernel": jnp.full((3, 2), value)}},
+        ema_params={"layer": {"kernel": jnp.full((3, 2), value / 3)}},
+        opt_state=({"count": jnp.array(step)}, ()),
+    )
+
+
+def assert_equal(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_checkpoints_come_back_bit_for_bit(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "c", keep=2)
+    assert checkpoints.latest_step() is None
+    for step in (1, 2, 3):
+        checkpoints.save(state(step, 0.1 * step))
+    checkpoints.close()
+    checkpoints = Checkpoints(tmp_path / "c", keep=2)
+    assert checkpoints.latest_step() == 3
+    like = jax.eval_shape(lambda: state(0))
+    assert_equal(checkpoints.restore(like), jax.device_get(state(3, 0.1 * 3)))
+    assert_equal(checkpoints.restore(like, 2), jax.device_get(state(2, 0.2)))
+    assert_equal(checkpoints.restore_params(like), state(3, 0.1 * 3).ema_params)
+    raw = checkpoints.restore_params(like, ema=False)
+    assert_equal(raw, state(3, 0.1 * 3).params)
+    with pytest.raises(FileNotFoundError, match="a checkpoint of step 1"):
+        checkpoints.restore(like, 1)  # only two are kept
+    checkpoints.close()
+
+
+def test_a_step_is_saved_once(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state(5, 1.0))
+    checkpoints.save(state(5, 2.0))
+    like = jax.eval_shape(lambda: state(0))
+    assert_equal(checkpoints.restore(like).params, state(5, 1.0).params)
+    checkpoints.close()
+
+
+def test_no_checkpoint(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    with pytest.raises(FileNotFoundError, match="does not hold a checkpoint"):
+        checkpoints.restore(state(0))
+    checkpoints.close()
+
+
+def lines(tmp_path):
+    text = (tmp_path / "metrics.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_records_go_on_where_the_state_does(tmp_path):
+    """What was recorded after the last checkpoint is taken out, torn lines too."""
+    writer = Writer(tmp_path, 0, 10)
+    for step in (1, 2, 3):
+        writer.metrics(step, {"loss": step / 2})
+    writer.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')
+    writer = Writer(tmp_path, 2, 10)
+    writer.metrics(3, {"loss": 9.0})
+    writer.picture(3, "samples", np.zeros((4, 4, 1), np.uint8))
+    writer.close()
+    assert lines(tmp_path) == [
+        {"step": 1, "loss": 0.5},
+        {"step": 2, "loss": 1.0},
+        {"step": 3, "loss": 9.0},
+    ]
+    assert list(tmp_path.glob("events.out.tfevents.*"))
+
+
+def test_the_meter_averages_each_interval():
+    written = []
+    meter = Meter(2, lambda step, values: written.append((step, values)), batch_size=8)
+    for step in range(1, 6):
+        meter.add(step, {"loss": jnp.array(float(step))})
+    assert len(written) == 1  # steps 3 to 5 may still be under way
+    meter.finish()
+    assert [(step, values["loss"]) for step, values in written] == [(2, 1.5), (4, 3.5)]
+    assert all(values["images_per_sec"] > 0 for _, values in written)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_the_meter_refuses_what_is_not_finite(value):
+    meter = Meter(10, None, batch_size=8)
+    meter.add(1, {"loss": jnp.array(1.0), "grad_norm": jnp.array(1.0)})
+    meter.add(2, {"loss": jnp.array(1.0), "grad_norm": jnp.array(value)})
+    with pytest.raises(NonFiniteError, match="grad_norm is (nan|inf) at step 2"):
+        meter.finish()

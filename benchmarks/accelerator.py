@@ -24,11 +24,9 @@ from ddpm_jax.data import images
 from ddpm_jax.training import parallel
 from ddpm_jax.training.state import make_train_step
 
-# Dense peaks in TFLOP/s, from the makers' data sheets: TF32 for float32 convolutions.
-PEAKS = {
-    "H200": {"float32": 494, "bfloat16": 989},
-    "H100": {"float32": 494, "bfloat16": 989},
-}
+# Dense peaks in TFLOP/s, from NVIDIA's data sheets: TF32 for float32 convolutions.
+HOPPER = {"float32": 494, "bfloat16": 989}
+PEAKS = {"H100": HOPPER, "H200": HOPPER}
 
 
 def recipe(data_dir, *changes):
@@ -79,6 +77,7 @@ def speed(data_dir, dtype, batch_size, steps=30):
     seconds = (time.perf_counter() - start) / steps
     device = jax.devices()[0]
     peak = next((v for k, v in PEAKS.items() if k in device.device_kind), None)
+    memory = device.memory_stats() or {}
     flops = cost["flops"] / seconds / 1e12 / jax.device_count()
     return {
         "dtype": dtype,
@@ -86,8 +85,7 @@ def speed(data_dir, dtype, batch_size, steps=30):
         "images_per_sec": batch_size / seconds,
         "tflops_per_device": flops,
         "mfu": flops / peak[dtype] if peak else None,
-        "peak_memory_gb": (device.memory_stats() or {}).get("peak_bytes_in_use", 0)
-        / 1e9,
+        "peak_memory_gb": memory.get("peak_bytes_in_use", 0) / 1e9,
     }
 
 
@@ -113,7 +111,7 @@ def train(data_dir, minutes, out, dtype, batch_size):
         state, metrics = step(state, batch_fn(taken), key)
         taken += 1
         if taken % 100 == 0:
-            losses.append(float(metrics["loss"]))
+            losses.append(float(metrics["loss"]))  # of one batch: noisy
             bar.update(elapsed - bar.n)
     sample_fn = parallel.parallel_sample(built.sample_fn, 64)
     began = time.perf_counter()

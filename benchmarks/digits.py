@@ -14,7 +14,7 @@ import numpy as np
 from sklearn.neighbors import NearestNeighbors
 from sklearn.svm import SVC
 
-from ddpm_jax import experiment
+from ddpm_jax import experiment, runs
 from ddpm_jax.data import images, sources
 from ddpm_jax.data.source import gather
 from ddpm_jax.training import parallel
@@ -56,11 +56,11 @@ def main():
     print(f"{'':<24}{'read':>8}{'spread':>10}{'nearest':>10}")
     report("real digits, test", *test)
     for scale in args.scales.split(","):
-        config = experiment.read_config(args.workdir)
+        config = runs.read_config(args.workdir)
         config["denoiser"]["guidance_scale"] = float(scale)
         config["sampler"] = {"name": "ddim", "eta": 0.0}
         config["timesteps"]["num_steps"] = args.steps
-        run, params = experiment.load(args.workdir, config)
+        run, params = runs.load(args.workdir, config)
         sample_fn = parallel.parallel_sample(run.sample_fn, batch_size=250)
         labels = experiment.sample_labels(run.num_classes, NUM)
         drawn = sample_fn(params, experiment.sample_keys(1, NUM), labels)

@@ -8,10 +8,9 @@ import importlib
 # Where each lives; imported when asked for, so that the mathematics loads alone.
 _HOMES = {
     "build": "ddpm_jax.experiment",
-    "load": "ddpm_jax.experiment",
+    "load": "ddpm_jax.runs",
     "make_sample_fn": "ddpm_jax.diffusion.sampling",
     "make_loss": "ddpm_jax.diffusion.losses",
-    "train": "ddpm_jax.train",
     "unet": "ddpm_jax.networks",
 }
 __all__ = [*_HOMES]

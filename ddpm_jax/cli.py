@@ -65,7 +65,8 @@ def _joined(argv):
     """--config.key VALUE, written as two arguments, becomes --config.key=VALUE."""
     joined = []
     for text in argv:
-        if joined and joined[-1].startswith(_OVERRIDE) and "=" not in joined[-1]:
+        is_open = joined and joined[-1].startswith(_OVERRIDE) and "=" not in joined[-1]
+        if is_open and not text.startswith("--"):
             joined[-1] += f"={text}"
         else:
             joined.append(text)
@@ -75,13 +76,23 @@ def _joined(argv):
 def run(main: Callable[[argparse.Namespace], int | None], args) -> None:
     """Runs a main and exits: 0 for success, 1 and one line for a user's mistake."""
     try:
-        parallel.initialize(args.coordinator, args.num_processes, args.process_id)
+        _join(args)
         _cache_programs()
         code = main(args)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
     except (ConfigError, OSError) as error:
         print(f"error: {_one_line(error)}", file=sys.stderr)
         code = 1
     sys.exit(code)
+
+
+def _join(args) -> None:
+    try:
+        parallel.initialize(args.coordinator, args.num_processes, args.process_id)
+    except (ValueError, LookupError, RuntimeError) as error:
+        raise ConfigError(f"cannot join the processes: {error}") from error
 
 
 def _cache_programs() -> None:

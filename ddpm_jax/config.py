@@ -47,9 +47,13 @@ def load(spec: str, overrides: Iterable[str] = ()) -> dict[str, Any]:
     path, _, variant = spec.partition(":")
     if not Path(path).is_file():
         raise ConfigError(f"no config file {path!r}")
-    get_config = runpy.run_path(path).get("get_config")
-    if get_config is None:
-        raise ConfigError(f"{path} does not define get_config()")
+    try:
+        get_config = runpy.run_path(path).get("get_config")
+    except Exception as error:  # whatever the file does
+        line = f" in line {error.lineno}" if isinstance(error, SyntaxError) else ""
+        raise ConfigError(f"{path}: {error}{line}") from error
+    if not callable(get_config):
+        raise ConfigError(f"{path} does not define a function get_config()")
     if bool(variant) != bool(inspect.signature(get_config).parameters):
         hint = f"takes no variant, but {variant!r} was given"
         if not variant:
@@ -68,7 +72,7 @@ def override(config: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]
     Raises:
       ConfigError: if an override is not of the form section.key=value.
     """
-    config = json.loads(json.dumps(config))
+    config = _plain(config)
     for text in overrides:
         path, equals, value = text.partition("=")
         section, dot, key = path.partition(".")
@@ -80,9 +84,7 @@ def override(config: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]
             config.setdefault(section, {})[key] = _literal(value)
         else:
             config[section] = _literal(value)
-    for name in config:
-        if name not in (*SECTIONS, *VALUES):
-            raise ConfigError(unknown("config section", name, (*SECTIONS, *VALUES)))
+    _check(config)
     return config
 
 
@@ -107,6 +109,36 @@ def _flat(config):
         for name, value in config.items()
         for key, item in (value.items() if isinstance(value, dict) else [("", value)])
     }
+
+
+def _plain(config):
+    try:
+        config = json.loads(json.dumps(config, default=lambda value: value.tolist()))
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(f"a config holds plain values only: {error}") from error
+    if not isinstance(config, dict):
+        raise ConfigError("get_config() must return a dict of sections")
+    return config
+
+
+def _check(config):
+    for name, value in config.items():
+        if name not in (*SECTIONS, *VALUES):
+            raise ConfigError(unknown("config section", name, (*SECTIONS, *VALUES)))
+        if name in SECTIONS and not isinstance(value, dict):
+            raise ConfigError(f"config.{name} must be a dict, got {value!r}")
+    shape = config.get("image_shape")
+    if not (
+        isinstance(shape, list)
+        and len(shape) == 3
+        and all(isinstance(side, int) and side > 0 for side in shape)
+    ):
+        raise ConfigError(
+            f"config.image_shape must be (height, width, channels), got {shape!r}"
+        )
+    seed = config.get("seed", 0)
+    if not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise ConfigError(f"config.seed must be a whole number from 0, got {seed!r}")
 
 
 def _literal(text):

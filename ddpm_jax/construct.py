@@ -4,18 +4,21 @@ A section is the keyword arguments of one constructor, chosen by `name` from a m
 what the module defines with the right return type is what there is to choose from.
 """
 
+import collections.abc
 import inspect
+import math
 import types
+import typing
 from collections.abc import Callable
 
 from ddpm_jax.config import ConfigError
 from ddpm_jax.naming import unknown
 
-# What a config may hold where a constructor's argument is annotated so.
-_PLAIN = {int: int, float: (int, float), bool: bool, str: str}
+# What a constructor may raise over a value that it was given.
+REFUSALS = (ValueError, TypeError, ArithmeticError, LookupError, OSError)
 
 
-def make(config, section: str, module: types.ModuleType, kind, *given, wanted=None):
+def make(config, section: str, module: types.ModuleType, kind, *given, **wanted):
     """Calls the constructor that a section names.
 
     Args:
@@ -24,7 +27,7 @@ def make(config, section: str, module: types.ModuleType, kind, *given, wanted=No
       module: where the constructors are.
       kind: what they return, as annotated.
       *given: their first arguments, which a config does not hold.
-      wanted: arguments by name from elsewhere, for those that take them.
+      **wanted: arguments from elsewhere, for those that take them.
 
     Raises:
       ConfigError: for an unknown name or key, and for what the constructor refuses.
@@ -39,34 +42,47 @@ def make(config, section: str, module: types.ModuleType, kind, *given, wanted=No
     }
     if name not in known:
         raise ConfigError(f"config.{section}: {unknown('name', str(name), known)}")
-    for key, value in (wanted or {}).items():
-        if key in inspect.signature(known[name]).parameters:
-            settings[key] = value
-    return call({section: settings}, section, known[name], *given)
+    parameters = inspect.signature(known[name]).parameters
+    taken = {key: value for key, value in wanted.items() if key in parameters}
+    return call({section: settings}, section, known[name], *given, **taken)
 
 
-def call(config, section: str, constructor: Callable, *given):
+def call(config, section: str, constructor: Callable, *given, **fixed):
     """Calls a constructor with a section, whose keys must be its arguments.
 
     Raises:
       ConfigError: for an unknown key, and for what the constructor refuses.
     """
     settings = config.get(section, {})
+    check(settings, section, constructor, len(given), fixed)
+    return attempt(section, constructor, *given, **settings, **fixed)
+
+
+def check(settings, section: str, constructor: Callable, num_given: int, fixed=()):
+    """Checks the keys of a section, and the types of their values.
+
+    Args:
+      settings: the section.
+      section: its name.
+      constructor: what it is for.
+      num_given: how many first arguments do not come from the section.
+      fixed: names of further ones that do not.
+
+    Raises:
+      ConfigError: naming the key.
+    """
     parameters = inspect.signature(constructor).parameters
-    accepted = list(parameters)[len(given) :]
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        for key in settings:
-            if key not in accepted:
-                raise ConfigError(unknown(f"config.{section} key", key, accepted))
+    accepted = [name for name in list(parameters)[num_given:] if name not in fixed]
+    is_open = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for key, value in settings.items():
-        wanted = parameters[key].annotation if key in parameters else None
-        if not isinstance(value, _PLAIN.get(wanted, object)) or (
-            isinstance(value, bool) and wanted in (int, float)
-        ):
-            raise ConfigError(
-                f"config.{section}.{key} must be {wanted.__name__}, got {value!r}"
-            )
-    return attempt(section, constructor, *given, **settings)
+        if key in accepted:
+            wanted = parameters[key].annotation
+            if not _fits(value, wanted):
+                raise ConfigError(
+                    f"config.{section}.{key} must be {_spoken(wanted)}, got {value!r}"
+                )
+        elif not is_open:
+            raise ConfigError(unknown(f"config.{section} key", key, accepted))
 
 
 def attempt(section: str, function: Callable, *args, **kwargs):
@@ -77,5 +93,32 @@ def attempt(section: str, function: Callable, *args, **kwargs):
     """
     try:
         return function(*args, **kwargs)
-    except (ValueError, TypeError, OSError) as error:
-        raise ConfigError(f"config.{section}: {error}") from error
+    except REFUSALS as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"config.{section}: {reason}") from error
+
+
+def _fits(value, wanted) -> bool:
+    """Whether a plain value is of an annotated type; any int is a float too."""
+    if isinstance(wanted, types.UnionType):
+        return any(_fits(value, each) for each in typing.get_args(wanted))
+    if typing.get_origin(wanted) is collections.abc.Sequence:
+        (each,) = typing.get_args(wanted)
+        return isinstance(value, (list, tuple)) and all(_fits(v, each) for v in value)
+    if wanted is float:
+        wanted = (int, float)
+    is_bool = isinstance(value, bool) and wanted is not bool
+    if not isinstance(wanted, (type, tuple)):
+        return True  # not a plain type: the constructor's own affair
+    if wanted is inspect.Parameter.empty:
+        return True
+    is_number = isinstance(value, (int, float)) and math.isfinite(value)
+    return (
+        isinstance(value, wanted)
+        and not is_bool
+        and (is_number or not isinstance(value, float))
+    )
+
+
+def _spoken(wanted) -> str:
+    return getattr(wanted, "__name__", str(wanted).replace("collections.abc.", ""))

@@ -3,9 +3,7 @@
 Below this file nothing reads a config; above it nothing makes a part by hand.
 """
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -14,13 +12,12 @@ import optax
 
 from ddpm_jax import networks
 from ddpm_jax.config import ConfigError
-from ddpm_jax.construct import attempt, call, make
+from ddpm_jax.construct import attempt, call, check, make
 from ddpm_jax.data import images, pipeline, sources
 from ddpm_jax.data.source import Source, in_memory
 from ddpm_jax.diffusion import denoisers, losses, samplers, sampling, schedules
 from ddpm_jax.diffusion import timesteps as timesteps_module
 from ddpm_jax.training import optimizers, parallel
-from ddpm_jax.training.checkpoints import Checkpoints
 from ddpm_jax.training.state import TrainState, init_state
 
 
@@ -92,9 +89,7 @@ def build(config: dict[str, Any]) -> Experiment:
     Raises:
       ConfigError: one line that says which key is wrong, and how.
     """
-    image_shape = tuple(config.get("image_shape", ()))
-    if len(image_shape) != 3:
-        raise ConfigError("config.image_shape must be (height, width, channels)")
+    image_shape = tuple(config["image_shape"])
     num_classes = config.get("network", {}).get("num_classes", 0)
     schedule = _schedule(config)
     network = make(config, "network", networks, networks.Network)
@@ -128,7 +123,7 @@ def build(config: dict[str, Any]) -> Experiment:
         ),
         sample_fn=sample_fn,
     )
-    attempt("network", experiment.abstract_state)
+    _trace(experiment)
     return experiment
 
 
@@ -173,10 +168,16 @@ def train_options(config: dict[str, Any]) -> TrainOptions:
       ConfigError: for a key that does not exist, or a number that makes no sense.
     """
     options = call(config, "train", TrainOptions)
-    for name in ("num_steps", "num_microbatches", "log_every", "save_every", "keep"):
-        value = getattr(options, name)
-        if not isinstance(value, int) or value < 1:
-            raise ConfigError(f"config.train.{name} must be 1 or more, got {value}")
+    least = dict.fromkeys(TrainOptions._fields, 1) | {"sample_every": 0, "ema_decay": 0}
+    for name, value in options._asdict().items():
+        if value < least[name]:
+            raise ConfigError(
+                f"config.train.{name} must be {least[name]} or more, got {value}"
+            )
+    if options.ema_decay >= 1:
+        raise ConfigError(
+            f"config.train.ema_decay must be below 1, got {options.ema_decay}"
+        )
     return options
 
 
@@ -188,21 +189,22 @@ def make_batches(config: dict[str, Any], options: TrainOptions) -> Callable:
     """
     section = dict(config.get("data", {}))
     batching = {key: section.pop(key) for key in BATCHING if key in section}
+    check(batching, "data", pipeline.make_batch_fn, num_given=1)
     attempt(
         "data",
         parallel.check_batch_size,
         batching.get("batch_size", 0),
         options.num_microbatches,
     )
-    source = _open_source({**config, "data": section})
-    return attempt(
+    source = attempt("data", in_memory, _open_source({**config, "data": section}))
+    return call(
+        {"data": batching},
         "data",
         pipeline.make_batch_fn,
-        attempt("data", in_memory, source),
+        source,
         seed=config.get("seed", 0),
         process_index=jax.process_index(),
         process_count=jax.process_count(),
-        **batching,
     )
 
 
@@ -218,57 +220,10 @@ def sample_keys(seed: int, num: int) -> jax.Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), np.arange(num))
 
 
-def read_config(workdir: str | Path) -> dict[str, Any]:
-    """Reads the config of a run.
-
-    Raises:
-      ConfigError: if the folder does not hold a run.
-    """
-    path = Path(workdir) / "config.json"
-    if not path.is_file():
-        raise ConfigError(f"{workdir} is not the folder of a run: no config.json in it")
-    return json.loads(path.read_text())
-
-
-def load(
-    workdir: str | Path,
-    config: dict[str, Any] | None = None,
-    ema: bool = True,
-    step: int | None = None,
-) -> tuple[Experiment, Any]:
-    """Loads a trained model.
-
-    Args:
-      workdir: the folder of a run.
-      config: its config, changed in what does not touch the parameters, such as the
-        sampler; by default as it was trained.
-      ema: whether to return the averaged parameters or the raw ones.
-      step: of the checkpoint, by default the latest.
-
-    Returns:
-      (experiment, params), as in `experiment.sample_fn(params, keys, labels)`.
-
-    Raises:
-      ConfigError: if the folder does not hold a run or the checkpoint.
-    """
-    experiment = build(read_config(workdir) if config is None else config)
-    folder = Path(workdir) / "checkpoints"
-    if not folder.is_dir():
-        raise ConfigError(f"{workdir} has no checkpoints yet")
-    checkpoints = Checkpoints(folder)
-    try:
-        params = checkpoints.restore_params(experiment.abstract_state(), ema, step)
-    except FileNotFoundError as error:
-        raise ConfigError(str(error)) from error
-    finally:
-        checkpoints.close()
-    return experiment, params
-
-
 def _open_source(config):
     height, width, channels = config["image_shape"]
     wanted = {"image_size": (height, width), "channels": channels}
-    source = make(config, "data", sources, Source, wanted=wanted)
+    source = make(config, "data", sources, Source, **wanted)
     if tuple(source.image_shape) != (height, width, channels):
         have = "x".join(map(str, source.image_shape))
         raise ConfigError(
@@ -284,9 +239,34 @@ def _open_source(config):
     return source
 
 
+def _trace(experiment):
+    """Goes through all programs without compiling, so that what fails fails now."""
+    params = attempt(
+        "network",
+        jax.eval_shape,
+        lambda: experiment.network.init(jax.random.key(0), experiment.image_shape),
+    )
+    opt_state = attempt("optimizer", jax.eval_shape, experiment.tx.init, params)
+    attempt(
+        "optimizer", jax.eval_shape, experiment.tx.update, params, opt_state, params
+    )
+    batch = {
+        "image": np.zeros((2, *experiment.image_shape), np.uint8),
+        "label": np.zeros(2, np.int32),
+        "id": np.zeros(2, np.uint32),
+    }
+    key = jax.random.key(0)
+    attempt("loss", jax.eval_shape, experiment.loss_fn, params, batch, key)
+    labels = batch["label"] if experiment.num_classes else None
+    keys = jax.random.split(key, 2)
+    attempt("sampler", jax.eval_shape, experiment.sample_fn, params, keys, labels)
+
+
 def _schedule(config):
     section = dict(config.get("schedule", {}))
     rescale = section.pop("zero_terminal_snr", False)
+    if not isinstance(rescale, bool):
+        raise ConfigError("config.schedule.zero_terminal_snr must be True or False")
     config = {**config, "schedule": section}
     schedule = make(config, "schedule", schedules, schedules.Schedule)
     if rescale:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_jax import cli, experiment
+from ddpm_jax import cli, experiment, runs
 from ddpm_jax.config import ConfigError
 from ddpm_jax.data import images
 from ddpm_jax.training import parallel
@@ -65,8 +65,10 @@ def sample(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray | None]:
     """
     if args.num < 1 or args.batch_size < 1:
         raise ConfigError("--num and --batch_size must be at least 1")
-    config = change(experiment.read_config(args.workdir), args)
-    run, params = experiment.load(
+    if not 0 <= args.seed < 2**63:
+        raise ConfigError("--seed must be a whole number from 0 to 2**63 - 1")
+    config = change(runs.read_config(args.workdir), args)
+    run, params = runs.load(
         args.workdir, config, ema=args.weights == "ema", step=args.step
     )
     labels = experiment.sample_labels(run.num_classes, args.num, _labels(args, run))
@@ -75,16 +77,31 @@ def sample(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray | None]:
     return images.to_uint8(sample_fn(params, keys, labels)), labels
 
 
+def check_out(out: Path) -> None:
+    """Refuses, before any work, what cannot be written; makes the parent folder.
+
+    Raises:
+      ConfigError: saying what to give.
+      OSError: if the parent folder cannot be made.
+    """
+    if out.suffix.lower() not in (".png", ".npz", "") or out == Path():
+        raise ConfigError(f"--out {out}: give a .png, an .npz, or a folder")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if not out.suffix and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(
+            f"--out {out}: it is there already; give a new or empty folder"
+        )
+
+
 def write(out: Path, pictures: np.ndarray, labels: np.ndarray | None) -> None:
     """Writes a grid (.png), arrays (.npz), or a folder of PNGs."""
-    if out.suffix == ".png":
+    if out.suffix.lower() == ".png":
         images.save_png(out, images.grid(pictures))
-    elif out.suffix == ".npz":
+    elif out.suffix.lower() == ".npz":
         arrays = {"images": pictures} | ({} if labels is None else {"labels": labels})
-        out.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(out, **arrays)
-    elif out.suffix:
-        raise ConfigError(f"--out {out}: give a .png, an .npz, or a folder")
+        partial = out.with_name(f".{out.name}.partial.npz")
+        np.savez(partial, **arrays)
+        partial.replace(out)
     else:
         images.save_folder(out, pictures, labels)
 
@@ -106,6 +123,7 @@ def _labels(args, run):
 def main(args: argparse.Namespace) -> None:
     """Draws samples and writes them."""
     out = Path(args.out)
+    check_out(out)
     pictures, labels = sample(args)
     write(out, pictures, labels)
     print(f"wrote {len(pictures)} images to {out}")

@@ -7,15 +7,17 @@ changed on the command line, as in --config.optimizer.learning_rate=1e-4.
 """
 
 import argparse
-import json
+import contextlib
 import os
 import signal
+import threading
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from ddpm_jax import cli, config
+from ddpm_jax import cli, config, runs
 from ddpm_jax import experiment as experiments
 from ddpm_jax.config import ConfigError
 from ddpm_jax.data import images, pipeline
@@ -24,17 +26,6 @@ from ddpm_jax.training.checkpoints import Checkpoints
 from ddpm_jax.training.meter import Meter, NonFiniteError
 from ddpm_jax.training.state import make_train_step
 from ddpm_jax.training.writers import open_writer
-
-# What may change when a run goes on; anything else would make it another run.
-MAY_CHANGE = {
-    "data.data_dir",
-    "train.num_steps",
-    "train.log_every",
-    "train.save_every",
-    "train.sample_every",
-    "train.num_samples",
-    "train.keep",
-}
 
 
 def train(settings: dict[str, Any], workdir: str | os.PathLike) -> int:
@@ -49,31 +40,75 @@ def train(settings: dict[str, Any], workdir: str | os.PathLike) -> int:
 
     Raises:
       ConfigError: one line that says what to mend.
+      OSError: if something cannot be written.
     """
+    settings = config.override(settings, ())
     experiment = experiments.build(settings)
     options = experiments.train_options(settings)
     workdir = Path(workdir)
-    check_same_config(workdir, settings)
+    changes = runs.changes(workdir, settings)
     batch_fn = experiments.make_batches(settings, options)
     workdir.mkdir(parents=True, exist_ok=True)
-    checkpoints = Checkpoints(workdir / "checkpoints", options.keep)
-    first = checkpoints.latest_step() or 0
-    if jax.process_index() == 0:
-        write_config(workdir, settings)
-    if first >= options.num_steps:
-        print(f"{workdir} is already at step {first}: nothing to do")
-        checkpoints.close()
-        return 0
-    writer = open_writer(workdir, first, options.num_steps)
+    with contextlib.ExitStack() as stack:
+        enter = stack.enter_context
+        if jax.process_index() == 0:
+            enter(runs.lock(workdir))
+        checkpoints = Checkpoints(workdir / "checkpoints", options.keep)
+        enter(closing(checkpoints))
+        first = checkpoints.latest_step() or 0
+        if first >= options.num_steps:
+            print(f"{workdir} is already at step {first}: nothing to do")
+            return 0
+        init_key, train_key = jax.random.split(jax.random.key(settings.get("seed", 0)))
+        if first:
+            state = checkpoints.restore(experiment.abstract_state())
+        else:
+            state = jax.jit(experiment.init)(init_key)
+        if jax.process_index() == 0:
+            runs.write_config(workdir, settings)
+        writer = enter(closing(open_writer(workdir, first, options.num_steps)))
+        begun = f"going on from step {first}" if first else "training"
+        writer.line("; ".join([f"{begun} in {workdir}", *changes]))
 
-    init_key, train_key = jax.random.split(jax.random.key(settings.get("seed", 0)))
-    if first:
-        state = checkpoints.restore(experiment.abstract_state())
-        writer.line(f"going on from step {first} in {workdir}")
-    else:
-        state = jax.jit(experiment.init)(init_key)
-        writer.line(f"training in {workdir}")
-    train_step = parallel.parallel_step(
+        def log(step, averages):
+            rate = float(experiment.learning_rate(step - 1))
+            writer.metrics(step, {**averages, "learning_rate": rate})
+
+        train_step = _train_step(experiment, options)
+        save_picture = _save_picture(experiment, options, workdir, writer)
+        meter = Meter(options.log_every, log, settings["data"]["batch_size"])
+        stop = enter(Stop())
+        batches = enter(closing(pipeline.prefetch(batch_fn, first, options.num_steps)))
+        for step, batch in enumerate(batches, first + 1):
+            state, metrics = train_step(state, batch, train_key)
+            done = step == options.num_steps or stop.signal
+            try:
+                meter.add(step, metrics)
+                if done or step % options.save_every == 0:
+                    meter.finish()
+            except NonFiniteError as error:
+                raise ConfigError(
+                    f"{error}; of checkpoints, {checkpoints.listed()}: run again with "
+                    "a smaller optimizer.learning_rate or clip_norm"
+                ) from error
+            writer.advance()
+            if done or step % options.save_every == 0:
+                checkpoints.save(state)
+            if options.sample_every and step % options.sample_every == 0:
+                save_picture(step, state)
+            if done:
+                meter.write_rest(step)
+                break
+        if stop.signal:
+            writer.line(f"stopped at step {step}; the same command goes on from it")
+            return 128 + stop.signal
+        writer.line(f"done: step {step} of {workdir}")
+        return 0
+
+
+def _train_step(experiment, options):
+    """The training step, on all devices."""
+    return parallel.parallel_step(
         make_train_step(
             experiment.loss_fn,
             experiment.tx,
@@ -82,50 +117,25 @@ def train(settings: dict[str, Any], workdir: str | os.PathLike) -> int:
             parallel.AXIS,
         )
     )
+
+
+def _save_picture(experiment, options, workdir, writer):
+    """A function that draws samples from the averaged parameters into a grid."""
     sample_fn = parallel.parallel_sample(experiment.sample_fn, options.num_samples)
     keys = experiments.sample_keys(0, options.num_samples)
     labels = experiments.sample_labels(experiment.num_classes, options.num_samples)
 
-    def log(step, averages):
-        rate = float(experiment.learning_rate(step - 1))
-        writer.metrics(step, {**averages, "learning_rate": rate})
-
-    def save_picture(step, params):
-        picture = images.grid(images.to_uint8(sample_fn(params, keys, labels)))
-        images.save_png(workdir / "samples" / f"step_{step:08}.png", picture)
+    def save_picture(step, state):
+        drawn = sample_fn(jax.device_get(state.ema_params), keys, labels)
+        picture = images.grid(images.to_uint8(drawn))
+        if jax.process_index() == 0:
+            images.save_png(workdir / "samples" / f"step_{step:08}.png", picture)
         writer.picture(step, "samples", picture)
 
-    meter = Meter(options.log_every, log, settings["data"]["batch_size"])
-    stop = Stop()
-    batches = pipeline.prefetch(batch_fn, first, options.num_steps)
-    step = first
-    try:
-        for step, batch in enumerate(batches, first + 1):
-            state, metrics = train_step(state, batch, train_key)
-            meter.add(step, metrics)
-            writer.advance()
-            done = step == options.num_steps or stop.signal
-            if done or step % options.save_every == 0:
-                meter.finish()
-                checkpoints.save(state)
-            if options.sample_every and step % options.sample_every == 0:
-                save_picture(step, jax.device_get(state.ema_params))
-            if stop.signal:
-                writer.line(f"stopped at step {step}; the same command goes on from it")
-                break
-    except NonFiniteError as error:
-        raise ConfigError(
-            f"{error}; the last good checkpoint is of step "
-            f"{checkpoints.latest_step()}: try a smaller learning_rate or clip_norm"
-        ) from error
-    finally:
-        batches.close()
-        checkpoints.close()
-        writer.close()
-    return 128 + stop.signal if stop.signal else 0
+    return save_picture
 
 
-class Stop:
+class Stop(contextlib.AbstractContextManager):
     """Notes SIGTERM and Ctrl-C, so that a step and its checkpoint can be finished.
 
     Attributes:
@@ -134,41 +144,19 @@ class Stop:
 
     def __init__(self):
         self.signal = None
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._note)
+        self._before = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._note)
 
     def _note(self, number, frame):
         self.signal = number
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        print("stopping after this step; Ctrl-C again to stop at once", flush=True)
 
-
-def check_same_config(workdir: Path, settings: dict[str, Any]) -> None:
-    """Refuses to go on with a run of another config.
-
-    Raises:
-      ConfigError: naming what differs.
-    """
-    path = workdir / "config.json"
-    if not path.exists():
-        return
-    changes = config.differences(json.loads(path.read_text()), settings)
-    changes = [
-        f"{key} is {old} there and {new} here"
-        for key, (old, new) in changes.items()
-        if key not in MAY_CHANGE
-    ]
-    if changes:
-        raise ConfigError(
-            f"{workdir} holds a run of another config ({'; '.join(changes)}): "
-            "choose another --workdir"
-        )
-
-
-def write_config(workdir: Path, settings: dict[str, Any]) -> None:
-    """Writes the config of a run, whole or not at all."""
-    partial = workdir / "config.json.partial"
-    partial.write_text(json.dumps(settings, indent=2) + "\n")
-    partial.replace(workdir / "config.json")
+    def __exit__(self, *exception):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
 
 def main(args: argparse.Namespace) -> int:

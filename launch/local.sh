@@ -8,7 +8,7 @@
 # When one process fails, the others are stopped, and its exit code is returned.
 set -euo pipefail
 
-if [ $# -lt 2 ]; then
+if [ $# -lt 2 ] || ! [[ $1 =~ ^[1-9][0-9]*$ ]]; then
   sed -n '2,8s/^# \{0,1\}//p' "$0" >&2
   exit 2
 fi
@@ -16,7 +16,7 @@ num=$1
 shift
 coordinator="localhost:${PORT:-12355}"
 pids=()
-stop() { [ ${#pids[@]} -eq 0 ] || kill -TERM "${pids[@]}" 2>/dev/null || true; }
+stop() { [ ${#pids[@]} -eq 0 ] || kill -s "${1:-TERM}" "${pids[@]}" 2>/dev/null || true; }
 trap stop INT TERM
 
 gpus=0
@@ -49,8 +49,15 @@ for _ in "${pids[@]}"; do
   status=0
   wait -n || status=$?
   if [ "$status" -ne 0 ]; then
-    [ "$code" -ne 0 ] || code=$status
-    stop
+    if [ "$code" -eq 0 ]; then
+      code=$status
+      echo "a process ended with code $code: stopping the others" >&2
+      stop
+      # One that waits for the others in a collective cannot answer: end it.
+      (sleep 15 && stop KILL) &
+      killer=$!
+    fi
   fi
 done
+[ -z "${killer:-}" ] || kill "$killer" 2>/dev/null || true
 exit "$code"

@@ -66,9 +66,9 @@ def test_variants(tmp_path):
         "def get_config(variant):\n"
         "    if variant != 'cat':\n"
         "        raise ValueError(f'no variant {variant!r}; there is: cat')\n"
-        "    return dict(seed=3)\n"
+        "    return dict(seed=3, image_shape=(8, 8, 1))\n"
     )
-    assert config.load(f"{path}:cat") == {"seed": 3}
+    assert config.load(f"{path}:cat")["seed"] == 3
     with pytest.raises(ConfigError, match="family of recipes: choose one"):
         config.load(str(path))
     with pytest.raises(ConfigError, match="no variant 'dog'; there is: cat"):
@@ -82,7 +82,7 @@ def test_bad_files(tmp_path, recipe):
         config.load(f"{recipe}:cat")
     empty = tmp_path / "empty.py"
     empty.write_text("")
-    with pytest.raises(ConfigError, match="does not define get_config"):
+    with pytest.raises(ConfigError, match="does not define a function get_config"):
         config.load(str(empty))
     typo = tmp_path / "typo.py"
     typo.write_text("def get_config():\n    return dict(optimiser={})\n")

@@ -94,7 +94,14 @@ def test_condition():
 
 
 def test_networks_count_one_noising_step_as_0():
-    network = lambda params, x, index, *_: index.astype(x.dtype)
+    network = lambda params, x, index, *_: 0 * x + index[:, None, None, None]
     for t in (1, jnp.full(6, 1)):
         seen = denoisers.call_network(network, None, X, t)
-        np.testing.assert_array_equal(seen, jnp.zeros(6))
+        np.testing.assert_array_equal(seen, jnp.zeros_like(X))
+
+
+def test_an_output_of_another_shape_is_refused():
+    """Grey images would broadcast against a learned variance without a word."""
+    network = lambda params, x, index, *_: jnp.concatenate([x, x], axis=-1)
+    with pytest.raises(ValueError, match="a learned variance needs"):
+        denoisers.call_network(network, None, X, 1)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from ddpm_jax import config, experiment
+from ddpm_jax import config, experiment, runs
 from ddpm_jax.config import ConfigError
 
 RECIPES = sorted(str(path) for path in Path("configs").glob("*.py"))
@@ -148,4 +148,4 @@ def test_keys_of_samples_do_not_depend_on_their_number():
 
 def test_load_says_what_is_missing(tmp_path):
     with pytest.raises(ConfigError, match="no config.json"):
-        experiment.load(tmp_path)
+        runs.load(tmp_path)

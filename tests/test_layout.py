@@ -18,6 +18,7 @@ RANKS = {
     "training": 1,
     "construct": 2,
     "experiment": 3,
+    "runs": 4,
     "cli": 4,
     "train": 5,
     "sample": 5,

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 from PIL import Image
 
 import ddpm_jax
-from ddpm_jax import experiment
+from ddpm_jax import experiment, runs
 from ddpm_jax.training.checkpoints import Checkpoints
 
 TINY = [
@@ -66,11 +67,12 @@ def train(workdir, *changes, devices=1):
 
 
 def metrics(workdir):
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
 
 
 def final_state(workdir):
-    made = experiment.build(experiment.read_config(workdir))
+    made = experiment.build(runs.read_config(workdir))
     checkpoints = Checkpoints(workdir / "checkpoints")
     state = checkpoints.restore(made.abstract_state())
     checkpoints.close()
@@ -101,8 +103,8 @@ def test_a_run_leaves_everything_the_contract_says(workdir):
         "grad_norm",
         "images_per_sec",
     }
-    picture = Image.open(workdir / "samples" / "step_00000006.png")
-    assert picture.mode == "L" and min(picture.size) >= 128
+    with Image.open(workdir / "samples" / "step_00000006.png") as picture:
+        assert picture.mode == "L" and min(picture.size) >= 128
     assert list(workdir.glob("events.out.tfevents.*"))
     assert int(final_state(workdir).step) == 6
 
@@ -195,7 +197,33 @@ def test_a_loss_that_is_not_finite_stops(tmp_path):
     result = train(tmp_path / "r", *changes, "optimizer.clip_norm=None")
     assert result.returncode == 1
     assert re.search(r"error: \w+ is (nan|inf) at step \d", result.stderr)
-    assert "last good checkpoint" in result.stderr
+    assert "of checkpoints" in result.stderr
+
+
+def test_a_run_that_diverged_can_go_on_more_slowly(workdir, tmp_path):
+    shutil.copytree(workdir, tmp_path / "r")
+    result = train(tmp_path / "r", "optimizer.learning_rate=1e-5", "train.num_steps=8")
+    assert result.returncode == 0, result.stderr
+    assert "optimizer.learning_rate is 0.002 there and 1e-05 here" in result.stdout
+    assert int(final_state(tmp_path / "r").step) == 8
+
+
+def test_one_run_at_a_time(tmp_path):
+    with runs.lock(tmp_path):
+        result = train(tmp_path)
+    assert result.returncode == 1
+    assert result.stderr == f"error: another run is training in {tmp_path}\n"
+
+
+def test_checkpoints_of_an_unknown_config_are_left_alone(workdir, tmp_path):
+    shutil.copytree(workdir, tmp_path / "r")
+    (tmp_path / "r" / "config.json").unlink()
+    result = train(tmp_path / "r")
+    assert result.returncode == 1 and "no config.json" in result.stderr
+    (tmp_path / "r" / "config.json").write_text('{"seed": 0,')
+    result = train(tmp_path / "r")
+    assert result.returncode == 1 and "config.json is damaged" in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
 def sample(workdir, out, *args):
@@ -232,7 +260,8 @@ def test_samples_of_another_sampler(workdir, tmp_path):
 
 def test_pictures_of_samples(workdir, tmp_path):
     sample(workdir, tmp_path / "grid.png", "--num", 4)
-    assert Image.open(tmp_path / "grid.png").size == (134, 134)
+    with Image.open(tmp_path / "grid.png") as picture:
+        assert picture.size == (134, 134)
     sample(workdir, tmp_path / "folder", "--num", 4)
     assert len(list((tmp_path / "folder").rglob("*.png"))) == 4
 
@@ -245,7 +274,7 @@ def test_pictures_of_samples(workdir, tmp_path):
         (["--steps", "5000"], "num_steps must be 1 ... 1000"),
         (["--sampler", "ddimm"], "did you mean 'ddim'"),
         (["--eta", "2"], "eta must lie in"),
-        (["--step", "4711"], "a checkpoint of step 4711"),
+        (["--step", "4711"], "no checkpoint of step 4711"),
         (["--out", "a.jpg"], "give a .png, an .npz, or a folder"),
         (["--num", "0"], "must be at least 1"),
     ],

@@ -1,6 +1,7 @@
 """What a run leaves on disk, and the numbers with which it does not go on."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +42,9 @@ def test_checkpoints_come_back_bit_for_bit(tmp_path):
     assert_equal(checkpoints.restore_params(like), state(3, 0.1 * 3).ema_params)
     raw = checkpoints.restore_params(like, ema=False)
     assert_equal(raw, state(3, 0.1 * 3).params)
-    with pytest.raises(FileNotFoundError, match="a checkpoint of step 1"):
+    with pytest.raises(
+        FileNotFoundError, match="no checkpoint of step 1 in .* those of steps 2, 3"
+    ):
         checkpoints.restore(like, 1)  # only two are kept
     checkpoints.close()
 
@@ -57,8 +60,70 @@ def test_a_step_is_saved_once(tmp_path):
 
 def test_no_checkpoint(tmp_path):
     checkpoints = Checkpoints(tmp_path)
-    with pytest.raises(FileNotFoundError, match="does not hold a checkpoint"):
+    with pytest.raises(FileNotFoundError, match="no checkpoint in .*; there is none"):
         checkpoints.restore(state(0))
+    checkpoints.close()
+
+
+def test_a_reader_leaves_a_save_under_way_alone(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state(5))
+    checkpoints.close()
+    unfinished = tmp_path / "00000007.orbax-checkpoint-tmp"
+    unfinished.mkdir()
+    like = jax.eval_shape(lambda: state(0))
+    reader = Checkpoints(tmp_path, read_only=True)
+    assert_equal(reader.restore(like), jax.device_get(state(5)))
+    reader.close()
+    assert unfinished.exists()
+    Checkpoints(tmp_path).close()
+    assert not unfinished.exists()
+
+
+def test_a_full_disk_is_noticed_before_it_is_filled(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state(5))
+    usage = shutil.disk_usage(tmp_path)._replace(free=20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(OSError, match="needs 0 MB, 0 MB are free; .* of steps 5"):
+        checkpoints.save(state(6))
+    checkpoints.close()
+
+
+def test_what_fails_in_the_background_is_said_in_a_line(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state(5))
+
+    def fail():
+        raise ValueError("OUT_OF_RANGE: Error\n writing: No space left on device [28]")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints._manager, "wait_until_finished", fail)
+        message = r"cannot save .* \(No space left on device\); .* of steps 5$"
+        with pytest.raises(OSError, match=message):
+            checkpoints.close()
+    checkpoints.close()
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state(5))
+    checkpoints.close()
+    for path in (tmp_path / "00000005").rglob("d/*"):
+        path.write_bytes(path.read_bytes()[:10])
+    checkpoints = Checkpoints(tmp_path)
+    with pytest.raises(OSError, match="cannot read the checkpoint of step 5") as caught:
+        checkpoints.restore(jax.eval_shape(lambda: state(0)))
+    assert "\n" not in str(caught.value)
+    checkpoints.close()
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state(5))
+    like = state(0)._replace(ema_params={"layer": {"kernel": jnp.zeros((4, 2))}})
+    with pytest.raises(OSError, match="kernel.* is .3, 2., the config's .* .4, 2."):
+        checkpoints.restore_params(like)
     checkpoints.close()
 
 

@@ -33,9 +33,18 @@ def call_network(
       t: times in 1 ... T, a scalar or [batch].
       cond: what the network is conditioned on, or None.
       dropout_keys: one key per example while training, None otherwise.
+
+    Raises:
+      ValueError: if the output is not of the images' shape.
     """
     index = jnp.broadcast_to(jnp.asarray(t) - 1, x_t.shape[:1])
-    return apply(params, x_t, index, cond, dropout_keys)
+    output = apply(params, x_t, index, cond, dropout_keys)
+    if output.shape != x_t.shape:
+        raise ValueError(
+            f"the network's output {output.shape} is not of the images' shape "
+            f"{x_t.shape}: a learned variance needs a loss and a sampler for it"
+        )
+    return output
 
 
 def from_network(

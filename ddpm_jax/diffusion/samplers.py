@@ -67,7 +67,8 @@ def ddpm(schedule: Schedule, variance: str = "fixed_small") -> Sampler:
         step, to s = 0, adds none.
     """
     if variance not in VARIANCES:
-        raise ValueError(f"unknown variance {variance!r}; there are: {[*VARIANCES]}")
+        known = ", ".join(VARIANCES)
+        raise ValueError(f"unknown variance {variance!r}; there are: {known}")
 
     def noise_variance(t, s):
         return jnp.where(s > 0, VARIANCES[variance](schedule, t, s), 0.0)

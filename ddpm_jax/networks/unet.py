@@ -7,7 +7,7 @@ way down every output is kept; on the way up each block reads the last one kept,
 its own input. A level has one block more on the way up than on the way down.
 """
 
-import functools
+import inspect
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -61,8 +61,19 @@ class UNet(nn.Module):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.channels % 2:
+        if self.channels < 2 or self.channels % 2:
             raise ValueError(f"channels must be even, got {self.channels}")
+        if not self.channel_mults or min(self.channel_mults) < 1:
+            raise ValueError(f"channel_mults must be 1 or more: {self.channel_mults}")
+        for name in ("num_res_blocks", "num_groups", "num_heads", "head_channels"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be 1 or more, got {value}")
+        if self.num_classes < 0:
+            raise ValueError(f"num_classes must be 0 or more, got {self.num_classes}")
+        for name in ("dropout", "label_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in [0, 1)")
         divisors = {"num_groups": self.num_groups, "num_heads": self.num_heads}
         if self.head_channels is not None:
             divisors["head_channels"] = self.head_channels
@@ -164,7 +175,6 @@ class UNet(nn.Module):
         )(label)
 
 
-@functools.wraps(UNet.__init__, assigned=())
 def unet(**settings) -> Network:
     """Makes a U-Net as a `Network`; the settings are the attributes of `UNet`.
 
@@ -190,6 +200,16 @@ def unet(**settings) -> Network:
         return module.apply({"params": params}, x_t, index, cond, dropout_keys)
 
     return Network(init, apply)
+
+
+# The settings are UNet's fields, less what Flax adds to them.
+unet.__signature__ = inspect.signature(unet).replace(
+    parameters=[
+        parameter
+        for name, parameter in inspect.signature(UNet).parameters.items()
+        if name not in ("parent", "name")
+    ]
+)
 
 
 def _check_image_shape(image_shape, levels):

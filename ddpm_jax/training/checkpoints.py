@@ -5,6 +5,8 @@ what it needs. The data's position is the step itself.
 """
 
 import os
+import shutil
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -25,19 +27,23 @@ class Checkpoints:
       folder: where they are.
     """
 
-    def __init__(self, folder: str | os.PathLike, keep: int = 3):
+    def __init__(
+        self, folder: str | os.PathLike, keep: int = 3, read_only: bool = False
+    ):
         """Opens a folder of checkpoints, made if it is not there.
 
         Args:
           folder: where they are.
           keep: how many of the latest to keep.
+          read_only: whether to leave the folder, and a save under way in it, alone.
         """
         self.folder = os.path.abspath(folder)
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=preservation_policy.LatestN(keep),
-                cleanup_tmp_directories=True,
+                cleanup_tmp_directories=not read_only,
+                read_only=read_only,
                 step_format_fixed_length=8,
             ),
         )
@@ -47,19 +53,21 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, state: TrainState) -> None:
-        """Saves in the background; a step that is there already is left as it is."""
+        """Saves in the background; a step that is there already is left as it is.
+
+        Raises:
+          OSError: if this save, or the one before it, cannot be written.
+        """
         step = int(state.step)
         if step == self.latest_step():
             return
         host = jax.device_get(state)
-        rest = host._replace(ema_params=None)
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(rest._asdict()),
-                ema=ocp.args.StandardSave(host.ema_params),
-            ),
+        self._check_space(sum(x.nbytes for x in jax.tree.leaves(host)))
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(_without_ema(host)),
+            ema=ocp.args.StandardSave(host.ema_params),
         )
+        self._writing(lambda: self._manager.save(step, args=items))
 
     def restore(self, like: TrainState, step: int | None = None) -> TrainState:
         """Returns a checkpoint's state as host arrays.
@@ -67,42 +75,89 @@ class Checkpoints:
         Args:
           like: a state of the same shapes, which may be abstract.
           step: which one, by default the latest.
+
+        Raises:
+          FileNotFoundError: if there is no such checkpoint.
+          OSError: if it cannot be read, or holds another model.
         """
-        blank = _zeros(like)
-        restored = self._manager.restore(
-            self._existing(step),
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(
-                    blank._replace(ema_params=None)._asdict()
-                ),
-                ema=ocp.args.StandardRestore(blank.ema_params),
-            ),
-        )
+        restored = self._read(step, state=_without_ema(like), ema=like.ema_params)
         return TrainState(**{**restored.state, "ema_params": restored.ema})
 
     def restore_params(self, like: TrainState, ema: bool = True, step=None):
-        """Returns a checkpoint's averaged (or raw) parameters as host arrays."""
+        """Returns a checkpoint's averaged (or raw) parameters; raises as `restore`."""
         if not ema:
             return self.restore(like, step).params
-        target = ocp.args.StandardRestore(_zeros(like.ema_params))
-        return self._manager.restore(
-            self._existing(step), args=ocp.args.Composite(ema=target)
-        ).ema
+        return self._read(step, ema=like.ema_params).ema
 
     def close(self) -> None:
-        """Waits for the save under way."""
-        self._manager.wait_until_finished()
+        """Waits for the save under way.
+
+        Raises:
+          OSError: if it cannot be written.
+        """
+        self._writing(self._manager.wait_until_finished)
         self._manager.close()
 
-    def _existing(self, step):
+    def _check_space(self, needed: int) -> None:
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise OSError(
+                f"cannot save a checkpoint in {self.folder}: it needs "
+                f"{needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free; {self.listed()}"
+            )
+
+    def _writing(self, action: Callable) -> None:
+        try:
+            action()
+        except Exception as error:  # Orbax raises ValueError too where a disk is full
+            raise OSError(
+                f"cannot save a checkpoint in {self.folder} ({_cause(error)}); "
+                f"{self.listed()}"
+            ) from error
+
+    def _read(self, step, **items):
         steps = self._manager.all_steps()
         if step is None and steps:
-            return max(steps)
+            step = max(steps)
         if step not in steps:
-            what = "a checkpoint" if step is None else f"a checkpoint of step {step}"
-            raise FileNotFoundError(f"{self.folder} does not hold {what}")
-        return step
+            what = "checkpoint" if step is None else f"checkpoint of step {step}"
+            raise FileNotFoundError(f"no {what} in {self.folder}; {self.listed()}")
+        zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), items)
+        args = {name: ocp.args.StandardRestore(item) for name, item in zeros.items()}
+        try:
+            restored = self._manager.restore(step, args=ocp.args.Composite(**args))
+            for name, item in zeros.items():
+                _check_shapes(item, restored[name])
+        except Exception as error:  # whatever a damaged file makes Orbax raise
+            raise OSError(
+                f"cannot read the checkpoint of step {step} in {self.folder} "
+                f"({_cause(error)}): move that folder away to go on from the one before"
+            ) from error
+        return restored
+
+    def listed(self) -> str:
+        """Returns which checkpoints there are, in words."""
+        steps = ", ".join(map(str, sorted(self._manager.all_steps())))
+        return f"there are those of steps {steps}" if steps else "there is none yet"
 
 
-def _zeros(tree):
-    return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), tree)
+def _without_ema(state: TrainState) -> dict:
+    return state._replace(ema_params=None)._asdict()
+
+
+def _check_shapes(wanted, found) -> None:
+    for (path, a), b in zip(
+        jax.tree.leaves_with_path(wanted), jax.tree.leaves(found), strict=True
+    ):
+        if a.shape != b.shape:
+            name = jax.tree_util.keystr(path)
+            raise ValueError(f"{name} is {b.shape}, the config's network has {a.shape}")
+
+
+def _cause(error: Exception) -> str:
+    """The reason within a message that Orbax makes long."""
+    text = " ".join(str(error).split())
+    for reason in ("No space left on device", "Permission denied", "Read-only"):
+        if reason in text:
+            return reason
+    return text[:200] or type(error).__name__

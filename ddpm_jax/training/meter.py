@@ -56,6 +56,12 @@ class Meter:
         while self._pending:
             self._take()
 
+    def write_rest(self, step: int) -> None:
+        """Hands on what an interval has so far, where the run ends in its middle."""
+        self.finish()
+        if self._count:
+            self._emit(step)
+
     def _take(self):
         step, metrics = self._pending.popleft()
         for name, value in jax.device_get(metrics).items():
@@ -64,11 +70,14 @@ class Meter:
             self._sums[name] += float(value)
         self._count += 1
         if step % self._every == 0:
-            averages = {name: total / self._count for name, total in self._sums.items()}
-            seconds = time.perf_counter() - self._started
-            averages["images_per_sec"] = self._count * self._batch_size / seconds
-            self._write(step, averages)
-            self._restart()
+            self._emit(step)
+
+    def _emit(self, step):
+        averages = {name: total / self._count for name, total in self._sums.items()}
+        seconds = time.perf_counter() - self._started
+        averages["images_per_sec"] = self._count * self._batch_size / seconds
+        self._write(step, averages)
+        self._restart()
 
     def _restart(self):
         self._sums = defaultdict(float)

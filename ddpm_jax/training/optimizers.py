@@ -41,6 +41,10 @@ def make_optimizer(
     """
     if name not in OPTIMIZERS:
         raise ValueError(unknown("optimizer", name, OPTIMIZERS))
+    if learning_rate <= 0 or warmup_steps < 0:
+        raise ValueError("learning_rate must be positive, warmup_steps not negative")
+    if clip_norm is not None and clip_norm <= 0:
+        raise ValueError(f"clip_norm must be positive or None, got {clip_norm}")
     rate = _learning_rate(learning_rate, warmup_steps, decay, decay_steps)
     make = getattr(optax, name)
     known = {

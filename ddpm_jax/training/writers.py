@@ -87,5 +87,8 @@ def _forget_after(path: Path, step: int) -> None:
         partial.replace(path)
 
 
-def _step_of(line: str) -> int:
-    return json.loads(line)["step"]
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")  # damaged: it cannot be kept

@@ -1,0 +1,129 @@
+"""The folder of a run: its config, its lock, and the model that was trained in it."""
+
+import fcntl
+import json
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ddpm_jax import config
+from ddpm_jax.config import ConfigError
+from ddpm_jax.experiment import Experiment, build
+from ddpm_jax.training.checkpoints import Checkpoints
+
+# What may change when a run goes on; anything else would make it another run. The
+# learning rate and clipping are there so that a run which diverged can be saved.
+MAY_CHANGE = (
+    "data.data_dir",
+    "denoiser.",
+    "optimizer.clip_norm",
+    "optimizer.learning_rate",
+    "sampler.",
+    "timesteps.",
+    "train.num_steps",
+    "train.log_every",
+    "train.save_every",
+    "train.sample_every",
+    "train.num_samples",
+    "train.keep",
+)
+
+
+def read_config(workdir: str | Path) -> dict[str, Any]:
+    """Reads the config of a run.
+
+    Raises:
+      ConfigError: if the folder does not hold a run.
+    """
+    path = Path(workdir) / "config.json"
+    if not path.is_file():
+        raise ConfigError(f"{workdir} is not the folder of a run: no config.json in it")
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ConfigError(f"{path} is damaged ({error}): restore it") from error
+
+
+def write_config(workdir: Path, settings: dict[str, Any]) -> None:
+    """Writes the config of a run, whole or not at all."""
+    partial = workdir / "config.json.partial"
+    partial.write_text(json.dumps(settings, indent=2) + "\n")
+    partial.replace(workdir / "config.json")
+
+
+def changes(workdir: Path, settings: dict[str, Any]) -> list[str]:
+    """Returns, in words, what differs from the config that a run was begun with.
+
+    Raises:
+      ConfigError: if something differs that would make it another run, or if there are
+        checkpoints of an unknown config.
+    """
+    if not (workdir / "config.json").exists():
+        if (workdir / "checkpoints").exists():
+            raise ConfigError(
+                f"{workdir} holds checkpoints, but no config.json that says of what: "
+                "choose another --workdir"
+            )
+        return []
+    differences = config.differences(read_config(workdir), settings)
+    said = {
+        key: f"{key} is {old} there and {new} here"
+        for key, (old, new) in differences.items()
+    }
+    refused = [text for key, text in said.items() if not key.startswith(MAY_CHANGE)]
+    if refused:
+        raise ConfigError(
+            f"{workdir} holds a run of another config ({'; '.join(refused)}): "
+            "choose another --workdir"
+        )
+    return [*said.values()]
+
+
+@contextmanager
+def lock(workdir: Path):
+    """Keeps a second run out of the folder while in use.
+
+    Raises:
+      ConfigError: if another run is in it.
+    """
+    with (workdir / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(f"another run is training in {workdir}") from error
+        yield
+
+
+def load(
+    workdir: str | Path,
+    settings: dict[str, Any] | None = None,
+    ema: bool = True,
+    step: int | None = None,
+) -> tuple[Experiment, Any]:
+    """Loads a trained model; a run that is still training is not disturbed.
+
+    Args:
+      workdir: the folder of a run.
+      settings: its config, changed in what does not touch the parameters, such as the
+        sampler; by default as it was trained.
+      ema: whether to return the averaged parameters or the raw ones.
+      step: of the checkpoint, by default the latest.
+
+    Returns:
+      (experiment, params), as in `experiment.sample_fn(params, keys, labels)`.
+
+    Raises:
+      ConfigError: if the folder does not hold a run, or no such checkpoint.
+    """
+    experiment = build(read_config(workdir) if settings is None else settings)
+    folder = Path(workdir) / "checkpoints"
+    if not folder.is_dir():
+        raise ConfigError(f"{workdir} has no checkpoints yet")
+    checkpoints = Checkpoints(folder, read_only=True)
+    try:
+        params = checkpoints.restore_params(experiment.abstract_state(), ema, step)
+    except OSError as error:
+        raise ConfigError(str(error)) from error
+    finally:
+        checkpoints.close()
+    return experiment, params

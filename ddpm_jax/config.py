@@ -38,8 +38,8 @@ def load(spec: str, overrides: Iterable[str] = ()) -> dict[str, Any]:
 
     Args:
       spec: the path of a Python file, with `:variant` behind it where it asks for one.
-      overrides: such as "optimizer.learning_rate=1e-4"; values are Python literals, and
-        anything else is text.
+      overrides: such as "optimizer.learning_rate=1e-4", or a section anew, such as
+        "sampler={'name': 'ddpm'}"; values are Python literals, anything else is text.
 
     Raises:
       ConfigError: if there is no such file or variant, or an override names no section.
@@ -78,7 +78,7 @@ def override(config: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]
         section, dot, key = path.partition(".")
         if not equals:
             raise ConfigError(f"--config.{path} needs a value: --config.{path}=VALUE")
-        if section not in (SECTIONS if dot else VALUES):
+        if section not in (SECTIONS if dot else (*SECTIONS, *VALUES)):
             raise ConfigError(unknown("config key", path, keys(config)))
         if dot:
             config.setdefault(section, {})[key] = _literal(value)

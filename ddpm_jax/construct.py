@@ -18,62 +18,67 @@ from ddpm_jax.naming import unknown
 REFUSALS = (ValueError, TypeError, ArithmeticError, LookupError, OSError)
 
 
-def make(config, section: str, module: types.ModuleType, kind, *given, **wanted):
-    """Calls the constructor that a section names.
+def choose(config, section: str, module: types.ModuleType, kind) -> Callable:
+    """Returns the constructor that a section names.
 
     Args:
       config: the config.
-      section: the section, whose `name` chooses and whose other keys are arguments.
+      section: the section, whose `name` chooses.
+      module: where the constructors are.
+      kind: what they return, as annotated; a function that takes one is none.
+
+    Raises:
+      ConfigError: for an unknown name.
+    """
+    known = {
+        name: value
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and [k for k, v in getattr(value, "__annotations__", {}).items() if v is kind]
+        == ["return"]
+    }
+    name = config.get(section, {}).get("name")
+    if name not in known:
+        raise ConfigError(f"config.{section}: {unknown('name', str(name), known)}")
+    return known[name]
+
+
+def make(config, section: str, module: types.ModuleType, kind, *given):
+    """Calls the constructor that a section names, with the rest of the section.
+
+    Args:
+      config: the config.
+      section: the section.
       module: where the constructors are.
       kind: what they return, as annotated.
       *given: their first arguments, which a config does not hold.
-      **wanted: arguments from elsewhere, for those that take them.
 
     Raises:
       ConfigError: for an unknown name or key, and for what the constructor refuses.
     """
-    settings = dict(config.get(section, {}))
-    name = settings.pop("name", None)
-    known = {
-        name: value
-        for name, value in vars(module).items()
-        if getattr(value, "__annotations__", {}).get("return") is kind
-        and not name.startswith("_")
-    }
-    if name not in known:
-        raise ConfigError(f"config.{section}: {unknown('name', str(name), known)}")
-    parameters = inspect.signature(known[name]).parameters
-    taken = {key: value for key, value in wanted.items() if key in parameters}
-    return call({section: settings}, section, known[name], *given, **taken)
+    constructor = choose(config, section, module, kind)
+    settings = {k: v for k, v in config[section].items() if k != "name"}
+    return call(settings, section, constructor, *given)
 
 
-def call(config, section: str, constructor: Callable, *given, **fixed):
+def call(settings, section: str, constructor: Callable, *given, also=(), **fixed):
     """Calls a constructor with a section, whose keys must be its arguments.
-
-    Raises:
-      ConfigError: for an unknown key, and for what the constructor refuses.
-    """
-    settings = config.get(section, {})
-    check(settings, section, constructor, len(given), fixed)
-    return attempt(section, constructor, *given, **settings, **fixed)
-
-
-def check(settings, section: str, constructor: Callable, num_given: int, fixed=()):
-    """Checks the keys of a section, and the types of their values.
 
     Args:
       settings: the section.
       section: its name.
-      constructor: what it is for.
-      num_given: how many first arguments do not come from the section.
-      fixed: names of further ones that do not.
+      constructor: what to call.
+      *given: first arguments that do not come from the section.
+      also: keys of the section that are for something else, for the hint.
+      **fixed: further arguments that do not come from the section.
 
     Raises:
-      ConfigError: naming the key.
+      ConfigError: for an unknown key or a value of another type, naming the key, and
+        for what the constructor refuses.
     """
     parameters = inspect.signature(constructor).parameters
-    accepted = [name for name in list(parameters)[num_given:] if name not in fixed]
     is_open = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    accepted = {*list(parameters)[len(given) :], *also} - {*fixed}
     for key, value in settings.items():
         if key in accepted:
             wanted = parameters[key].annotation
@@ -83,6 +88,7 @@ def check(settings, section: str, constructor: Callable, num_given: int, fixed=(
                 )
         elif not is_open:
             raise ConfigError(unknown(f"config.{section} key", key, accepted))
+    return attempt(section, constructor, *given, **settings, **fixed)
 
 
 def attempt(section: str, function: Callable, *args, **kwargs):
@@ -121,4 +127,10 @@ def _fits(value, wanted) -> bool:
 
 
 def _spoken(wanted) -> str:
-    return getattr(wanted, "__name__", str(wanted).replace("collections.abc.", ""))
+    plain = {
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        bool: "True or False",
+    }
+    return plain.get(wanted) or str(wanted).replace("collections.abc.", "")

@@ -3,6 +3,7 @@
 Below this file nothing reads a config; above it nothing makes a part by hand.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import optax
 
 from ddpm_jax import networks
 from ddpm_jax.config import ConfigError
-from ddpm_jax.construct import attempt, call, check, make
+from ddpm_jax.construct import attempt, call, choose, make
 from ddpm_jax.data import images, pipeline, sources
 from ddpm_jax.data.source import Source, in_memory
 from ddpm_jax.diffusion import denoisers, losses, samplers, sampling, schedules
@@ -94,8 +95,12 @@ def build(config: dict[str, Any]) -> Experiment:
     schedule = _schedule(config)
     network = make(config, "network", networks, networks.Network)
     predicts = config.get("loss", {}).get("predicts", "eps")
-    loss_fn = call(config, "loss", losses.make_loss, network.apply, schedule)
-    tx, learning_rate = call(config, "optimizer", optimizers.make_optimizer)
+    loss_fn = call(
+        config.get("loss", {}), "loss", losses.make_loss, network.apply, schedule
+    )
+    tx, learning_rate = call(
+        config.get("optimizer", {}), "optimizer", optimizers.make_optimizer
+    )
     sampler = make(config, "sampler", samplers, samplers.Sampler, schedule)
     timesteps = make(
         config,
@@ -106,7 +111,9 @@ def build(config: dict[str, Any]) -> Experiment:
     )
     has_null = num_classes and config["network"].get("label_dropout")
     null = num_classes if has_null else None
-    transform = call(config, "denoiser", make_transform, schedule, null)
+    transform = call(
+        config.get("denoiser", {}), "denoiser", make_transform, schedule, null
+    )
     sample_fn = sampling.make_sample_fn(
         network.apply, schedule, sampler, timesteps, image_shape, predicts, transform
     )
@@ -167,7 +174,7 @@ def train_options(config: dict[str, Any]) -> TrainOptions:
     Raises:
       ConfigError: for a key that does not exist, or a number that makes no sense.
     """
-    options = call(config, "train", TrainOptions)
+    options = call(config.get("train", {}), "train", TrainOptions)
     least = dict.fromkeys(TrainOptions._fields, 1) | {"sample_every": 0, "ema_decay": 0}
     for name, value in options._asdict().items():
         if value < least[name]:
@@ -187,21 +194,15 @@ def make_batches(config: dict[str, Any], options: TrainOptions) -> Callable:
     Raises:
       ConfigError: if they are missing, or do not fit the rest of the config.
     """
-    section = dict(config.get("data", {}))
-    batching = {key: section.pop(key) for key in BATCHING if key in section}
-    check(batching, "data", pipeline.make_batch_fn, num_given=1)
-    attempt(
-        "data",
-        parallel.check_batch_size,
-        batching.get("batch_size", 0),
-        options.num_microbatches,
-    )
-    source = attempt("data", in_memory, _open_source({**config, "data": section}))
+    section = config.get("data", {})
+    batching = {key: section[key] for key in BATCHING if key in section}
+    batch_size = batching.get("batch_size", 0)
+    attempt("data", parallel.check_batch_size, batch_size, options.num_microbatches)
     return call(
-        {"data": batching},
+        batching,
         "data",
         pipeline.make_batch_fn,
-        source,
+        attempt("data", in_memory, _open_source(config)),
         seed=config.get("seed", 0),
         process_index=jax.process_index(),
         process_count=jax.process_count(),
@@ -222,8 +223,13 @@ def sample_keys(seed: int, num: int) -> jax.Array:
 
 def _open_source(config):
     height, width, channels = config["image_shape"]
+    constructor = choose(config, "data", sources, Source)
     wanted = {"image_size": (height, width), "channels": channels}
-    source = make(config, "data", sources, Source, **wanted)
+    parameters = inspect.signature(constructor).parameters
+    wanted = {key: value for key, value in wanted.items() if key in parameters}
+    others = ("name", *BATCHING)
+    settings = {k: v for k, v in config["data"].items() if k not in others}
+    source = call(settings, "data", constructor, also=BATCHING, **wanted)
     if tuple(source.image_shape) != (height, width, channels):
         have = "x".join(map(str, source.image_shape))
         raise ConfigError(
@@ -266,7 +272,9 @@ def _schedule(config):
     section = dict(config.get("schedule", {}))
     rescale = section.pop("zero_terminal_snr", False)
     if not isinstance(rescale, bool):
-        raise ConfigError("config.schedule.zero_terminal_snr must be True or False")
+        raise ConfigError(
+            f"config.schedule.zero_terminal_snr must be True or False, got {rescale!r}"
+        )
     config = {**config, "schedule": section}
     schedule = make(config, "schedule", schedules, schedules.Schedule)
     if rescale:

@@ -113,8 +113,8 @@ def _labels(args, run):
         raise ConfigError("--labels: this model has no classes")
     try:
         labels = [int(label) for label in args.labels.split(",")]
-    except ValueError:
-        labels = [-1]
+    except ValueError as error:
+        raise ConfigError("--labels must be whole numbers, as in 0,1,2") from error
     if not all(0 <= label < run.num_classes for label in labels):
         raise ConfigError(f"--labels must be within 0 ... {run.num_classes - 1}")
     return labels

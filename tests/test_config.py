@@ -40,6 +40,11 @@ def test_overrides(recipe, text, section, key, value):
     assert config.load(recipe, [text])[section][key] == value
 
 
+def test_a_section_can_be_given_anew(recipe):
+    made = config.load(recipe, ["data={'name': 'folder'}", "data.path=x"])
+    assert made["data"] == {"name": "folder", "path": "x"}
+
+
 def test_overrides_of_plain_values(recipe):
     made = config.load(recipe, ["seed=7", "image_shape=4,6,3"])
     assert made["seed"] == 7 and made["image_shape"] == [4, 6, 3]
@@ -52,7 +57,9 @@ def test_overrides_of_plain_values(recipe):
         ("optimiser.learning_rate=1", "unknown config key 'optimiser.learning_rate'"),
         ("sed=1", "did you mean 'seed'"),
         ("data.flip", "--config.data.flip needs a value"),
-        ("data=1", "unknown config key 'data'"),
+        ("data=1", "config.data must be a dict, got 1"),
+        ("image_shape=8", "image_shape must be .height, width, channels., got 8"),
+        ("seed=x", "seed must be a whole number from 0, got 'x'"),
     ],
 )
 def test_bad_overrides(recipe, text, message):
@@ -84,6 +91,10 @@ def test_bad_files(tmp_path, recipe):
     empty.write_text("")
     with pytest.raises(ConfigError, match="does not define a function get_config"):
         config.load(str(empty))
+    broken = tmp_path / "broken.py"
+    broken.write_text("def get_config(:")
+    with pytest.raises(ConfigError, match="broken.py: invalid syntax"):
+        config.load(str(broken))
     typo = tmp_path / "typo.py"
     typo.write_text("def get_config():\n    return dict(optimiser={})\n")
     with pytest.raises(ConfigError, match="did you mean 'optimizer'"):

@@ -270,7 +270,7 @@ def test_pictures_of_samples(workdir, tmp_path):
     "arguments, message",
     [
         (["--labels", "1,10"], "--labels must be within 0 ... 9"),
-        (["--labels", "one"], "--labels must be within 0 ... 9"),
+        (["--labels", "one"], "--labels must be whole numbers"),
         (["--steps", "5000"], "num_steps must be 1 ... 1000"),
         (["--sampler", "ddimm"], "did you mean 'ddim'"),
         (["--eta", "2"], "eta must lie in"),

@@ -50,7 +50,7 @@ def make_optimizer(
     known = {
         *inspect.signature(make_optimizer).parameters,
         *inspect.signature(make).parameters,
-    }
+    } - {"settings"}
     for setting in settings:
         if setting not in known:
             raise TypeError(unknown(f"setting of {name}", setting, known))

@@ -96,8 +96,8 @@ def check_batch_size(batch_size: int, num_microbatches: int = 1) -> None:
       ValueError: naming both numbers.
     """
     devices = jax.device_count()
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size must be whole and at least 1, got {batch_size!r}")
     if batch_size % (devices * num_microbatches):
         parts = f" in {num_microbatches} microbatches" if num_microbatches > 1 else ""
         raise ValueError(

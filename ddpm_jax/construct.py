@@ -111,26 +111,22 @@ def _fits(value, wanted) -> bool:
     if typing.get_origin(wanted) is collections.abc.Sequence:
         (each,) = typing.get_args(wanted)
         return isinstance(value, (list, tuple)) and all(_fits(v, each) for v in value)
-    if wanted is float:
-        wanted = (int, float)
-    is_bool = isinstance(value, bool) and wanted is not bool
-    if not isinstance(wanted, (type, tuple)):
-        return True  # not a plain type: the constructor's own affair
-    if wanted is inspect.Parameter.empty:
-        return True
-    is_number = isinstance(value, (int, float)) and math.isfinite(value)
-    return (
-        isinstance(value, wanted)
-        and not is_bool
-        and (is_number or not isinstance(value, float))
-    )
+    if wanted is inspect.Parameter.empty or not isinstance(wanted, type):
+        return True  # the constructor's own affair
+    if isinstance(value, bool):
+        return wanted is bool
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
+    return isinstance(value, (int, float) if wanted is float else wanted)
 
 
 def _spoken(wanted) -> str:
-    plain = {
+    if typing.get_origin(wanted) is collections.abc.Sequence:
+        return "a list, as in 1,2"
+    words = {
         int: "a whole number",
         float: "a number",
         str: "text",
         bool: "True or False",
     }
-    return plain.get(wanted) or str(wanted).replace("collections.abc.", "")
+    return words.get(wanted, str(wanted))

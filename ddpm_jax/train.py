@@ -81,22 +81,24 @@ def train(settings: dict[str, Any], workdir: str | os.PathLike) -> int:
         batches = enter(closing(pipeline.prefetch(batch_fn, first, options.num_steps)))
         for step, batch in enumerate(batches, first + 1):
             state, metrics = train_step(state, batch, train_key)
-            done = step == options.num_steps or stop.signal
+            last = step == options.num_steps or stop.signal
+            save = last or step % options.save_every == 0
+            draw = options.sample_every and step % options.sample_every == 0
             try:
                 meter.add(step, metrics)
-                if done or step % options.save_every == 0:
-                    meter.finish()
+                if save or draw:
+                    meter.pause()
             except NonFiniteError as error:
                 raise ConfigError(
                     f"{error}; of checkpoints, {checkpoints.listed()}: run again with "
                     "a smaller optimizer.learning_rate or clip_norm"
                 ) from error
             writer.advance()
-            if done or step % options.save_every == 0:
+            if save:
                 checkpoints.save(state)
-            if options.sample_every and step % options.sample_every == 0:
+            if draw:
                 save_picture(step, state)
-            if done:
+            if last:
                 meter.write_rest(step)
                 break
         if stop.signal:

@@ -167,6 +167,20 @@ def test_the_meter_averages_each_interval():
     assert all(values["images_per_sec"] > 0 for _, values in written)
 
 
+def test_the_meter_times_steps_only(monkeypatch):
+    """Not the first, which compiles, and not what is done in a pause."""
+    clock = iter([100.0, 101.0, 102.0, 203.0, 204.0])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    written = []
+    meter = Meter(5, lambda step, values: written.append(values), batch_size=8)
+    for step in range(1, 6):
+        meter.add(step, {"loss": jnp.array(1.0)})
+        if step == 3:
+            meter.pause()
+    meter.finish()
+    assert written[0]["images_per_sec"] == 8  # three steps timed, a second each
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_the_meter_refuses_what_is_not_finite(value):
     meter = Meter(10, None, batch_size=8)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 
 class Network(NamedTuple):
@@ -20,6 +20,3 @@ class Network(NamedTuple):
 
     init: Callable[[Array, tuple[int, int, int]], Any]
     apply: Callable[..., Float[Array, "batch height width out"]]
-
-
-Labels = Int[Array, " batch"]

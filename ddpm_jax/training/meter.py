@@ -27,7 +27,8 @@ class Meter:
         Args:
           every: steps in an interval.
           write: called as write(step, averages) at the end of each interval.
-          batch_size: images in a step, for "images_per_sec".
+          batch_size: images in a step, for "images_per_sec", which leaves out the
+            first step, that compiles.
           in_flight: how many steps may be under way.
         """
         self._every = every
@@ -35,6 +36,7 @@ class Meter:
         self._batch_size = batch_size
         self._in_flight = in_flight
         self._pending = deque()
+        self._last = None
         self._restart()
 
     def add(self, step: int, metrics: dict) -> None:
@@ -56,6 +58,11 @@ class Meter:
         while self._pending:
             self._take()
 
+    def pause(self) -> None:
+        """Leaves what is done until the next step out of the time of steps."""
+        self.finish()
+        self._last = None
+
     def write_rest(self, step: int) -> None:
         """Hands on what an interval has so far, where the run ends in its middle."""
         self.finish()
@@ -69,17 +76,22 @@ class Meter:
                 raise NonFiniteError(f"{name} is {value} at step {step}")
             self._sums[name] += float(value)
         self._count += 1
+        now = time.perf_counter()
+        if self._last is not None:  # the first step compiles
+            self._seconds += now - self._last
+            self._timed += 1
+        self._last = now
         if step % self._every == 0:
             self._emit(step)
 
     def _emit(self, step):
         averages = {name: total / self._count for name, total in self._sums.items()}
-        seconds = time.perf_counter() - self._started
-        averages["images_per_sec"] = self._count * self._batch_size / seconds
+        if self._timed:
+            averages["images_per_sec"] = self._timed * self._batch_size / self._seconds
         self._write(step, averages)
         self._restart()
 
     def _restart(self):
         self._sums = defaultdict(float)
-        self._count = 0
-        self._started = time.perf_counter()
+        self._count = self._timed = 0
+        self._seconds = 0.0

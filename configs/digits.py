@@ -2,7 +2,7 @@
 
   python -m ddpm_jax.train --config configs/digits.py
 
-The images come with scikit-learn, so nothing is downloaded. A small U-Net (1.0M
+The images come with scikit-learn, so nothing is downloaded. A small U-Net (0.7M
 parameters) predicts v on the cosine schedule; a tenth of the labels is dropped, so that
 guidance can be tried at once:
 

@@ -89,7 +89,7 @@ def test_a_full_disk_is_noticed_before_it_is_filled(tmp_path, monkeypatch):
     checkpoints.save(state(5))
     usage = shutil.disk_usage(tmp_path)._replace(free=20)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
-    with pytest.raises(OSError, match="needs 0 MB, 0 MB are free; .* of steps 5"):
+    with pytest.raises(OSError, match="needs 0.0 MB, 0.0 MB are free; .* of steps 5"):
         checkpoints.save(state(6))
     checkpoints.close()
 

@@ -103,7 +103,7 @@ class Checkpoints:
         if free < needed:
             raise OSError(
                 f"cannot save a checkpoint in {self.folder}: it needs "
-                f"{needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free; {self.listed()}"
+                f"{needed / 1e6:.1f} MB, {free / 1e6:.1f} MB are free; {self.listed()}"
             )
 
     def _writing(self, action: Callable) -> None:

@@ -61,7 +61,7 @@ def load(spec: str, overrides: Iterable[str] = ()) -> dict[str, Any]:
         raise ConfigError(f"{path} {hint}")
     try:
         config = get_config(variant) if variant else get_config()
-    except ValueError as error:
+    except Exception as error:  # as above
         raise ConfigError(f"{path}: {error}") from error
     return override(config, overrides)
 

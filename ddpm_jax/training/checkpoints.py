@@ -126,13 +126,13 @@ class Checkpoints:
         args = {name: ocp.args.StandardRestore(item) for name, item in zeros.items()}
         try:
             restored = self._manager.restore(step, args=ocp.args.Composite(**args))
-            for name, item in zeros.items():
-                _check_shapes(item, restored[name])
         except Exception as error:  # whatever a damaged file makes Orbax raise
             raise OSError(
                 f"cannot read the checkpoint of step {step} in {self.folder} "
                 f"({_cause(error)}): move that folder away to go on from the one before"
             ) from error
+        for name, item in zeros.items():
+            _check_shapes(item, restored[name], f"step {step} in {self.folder}")
         return restored
 
     def listed(self) -> str:
@@ -145,13 +145,16 @@ def _without_ema(state: TrainState) -> dict:
     return state._replace(ema_params=None)._asdict()
 
 
-def _check_shapes(wanted, found) -> None:
+def _check_shapes(wanted, found, where: str) -> None:
     for (path, a), b in zip(
         jax.tree.leaves_with_path(wanted), jax.tree.leaves(found), strict=True
     ):
         if a.shape != b.shape:
             name = jax.tree_util.keystr(path)
-            raise ValueError(f"{name} is {b.shape}, the config's network has {a.shape}")
+            raise OSError(
+                f"the checkpoint of {where} is of another network: {name} is {b.shape} "
+                f"there and {a.shape} in the config"
+            )
 
 
 def _cause(error: Exception) -> str:

@@ -74,7 +74,7 @@ def test_sinusoid():
 
 def test_downsampling_pads_below_and_right():
     """Stride 2 looks at rows (0, 1, 2), (2, 3, 4), ..., the last one padded."""
-    layer = layers.Downsample("float32")
+    layer = layers.Downsample(False, "float32")
     x = jnp.zeros((1, 4, 4, 1)).at[0, 0, 0, 0].set(1.0)
     params = layer.init(KEY, x)
     kernel = params["params"]["conv"]["kernel"][..., 0, 0]

@@ -30,20 +30,26 @@ def dense(features: int, dtype, scale: float = 1.0, name: str | None = None):
     return nn.Dense(features, dtype=dtype, kernel_init=fan_avg(scale), name=name)
 
 
-def sinusoid(index: jax.Array, features: int) -> jax.Array:
+def sinusoid(
+    index: jax.Array, features: int, shift: int = 1, cos_first: bool = False
+) -> jax.Array:
     """Embeds times as [sin, cos] of geometric frequencies (Vaswani et al. 2017).
 
     Args:
       index: times as networks count them, [batch].
-      features: even width of the embedding; frequencies run from 1 to 1e-4.
+      features: even width of the embedding; frequency i is 1e4^(-i / (half - shift)).
+      shift: 1 for frequencies from 1 down to 1e-4 itself, 0 to stop one before it.
+      cos_first: whether it is [cos, sin] instead.
 
     Returns:
       float32 [batch, features].
     """
     half = features // 2
-    frequencies = jnp.exp(-jnp.log(1e4) * jnp.arange(half) / max(half - 1, 1))
+    exponents = jnp.arange(half) / max(half - shift, 1)
+    frequencies = jnp.exp(-jnp.log(1e4) * exponents)
     angles = index.astype(frequencies.dtype)[:, None] * frequencies[None, :]
-    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+    sin, cos = jnp.sin(angles), jnp.cos(angles)
+    return jnp.concatenate([cos, sin] if cos_first else [sin, cos], axis=-1)
 
 
 def dropout(module: nn.Module, x: jax.Array, rate: float, keys: jax.Array | None):
@@ -76,6 +82,7 @@ class ResBlock(nn.Module):
       scale_shift: whether the time scales and shifts the second norm (Dhariwal &
         Nichol 2021, Eq. 2, adaptive group normalisation) instead of being added.
       num_groups: groups of the normalisations.
+      norm_eps: what the normalisations add to variances.
       dtype: of the computation.
       resample: applied to both branches, `upsample` or `downsample`, or None.
     """
@@ -84,6 +91,7 @@ class ResBlock(nn.Module):
     dropout: float
     scale_shift: bool
     num_groups: int
+    norm_eps: float
     dtype: DTypeLike
     resample: Callable[[jax.Array], jax.Array] | None = None
 
@@ -114,11 +122,13 @@ class Attention(nn.Module):
     Attributes:
       num_heads: heads that share the channels.
       num_groups: groups of the normalisation.
+      norm_eps: what the normalisation adds to variances.
       dtype: of the computation (the softmax is at least float32).
     """
 
     num_heads: int
     num_groups: int
+    norm_eps: float
     dtype: DTypeLike
 
     @nn.compact
@@ -136,19 +146,24 @@ class Attention(nn.Module):
 class Downsample(nn.Module):
     """Halves height and width by a 3x3 convolution of stride 2.
 
-    Padding is one row below and one column to the right, as TensorFlow's "SAME" does
-    for even sizes; published weights depend on it.
+    Attributes:
+      symmetric_padding: whether to pad all four sides, as OpenAI's models; otherwise
+        only below and to the right, as TensorFlow's "SAME" does for even sizes and Ho
+        et al. (2020) with it. Published weights depend on it.
+      dtype: of the computation.
     """
 
+    symmetric_padding: bool
     dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x):
+        before = 1 if self.symmetric_padding else 0
         return nn.Conv(
             x.shape[-1],
             (3, 3),
             strides=2,
-            padding=((0, 1), (0, 1)),
+            padding=((before, 1), (before, 1)),
             dtype=self.dtype,
             kernel_init=fan_avg(),
             name="conv",
@@ -179,7 +194,7 @@ def group_norm(module: nn.Module, name: str | None = None) -> nn.GroupNorm:
     """Group normalisation with the groups and the precision of `module`."""
     return nn.GroupNorm(
         module.num_groups,
-        epsilon=1e-6,
+        epsilon=module.norm_eps,
         dtype=module.dtype,
         use_fast_variance=False,  # E[x²] - E[x]² loses digits where the mean is large
         name=name,

@@ -38,6 +38,12 @@ class UNet(nn.Module):
         classifier-free guidance; the null class has the number `num_classes`.
       learned_variance: whether the output has twice the channels of the images.
       num_groups: groups of the group normalisations.
+      norm_eps: what they add to variances (OpenAI: 1e-5).
+      symmetric_padding: whether downsampling pads all four sides (OpenAI) or only two.
+      cos_first: whether times are embedded as [cos, sin] (OpenAI).
+      frequency_shift: 1, or 0 for OpenAI's slightly higher frequencies.
+      index_scale: what times are multiplied with first (OpenAI's rescale_timesteps:
+        1000 / T).
       dtype: "float32" or "bfloat16" computation; parameters are float32.
 
     Raises:
@@ -57,6 +63,11 @@ class UNet(nn.Module):
     label_dropout: float = 0.0
     learned_variance: bool = False
     num_groups: int = 32
+    norm_eps: float = 1e-6
+    symmetric_padding: bool = False
+    cos_first: bool = False
+    frequency_shift: int = 1
+    index_scale: float = 1.0
     dtype: str = "float32"
 
     def __post_init__(self):
@@ -71,6 +82,10 @@ class UNet(nn.Module):
                 raise ValueError(f"{name} must be 1 or more, got {value}")
         if self.num_classes < 0:
             raise ValueError(f"num_classes must be 0 or more, got {self.num_classes}")
+        if self.frequency_shift not in (0, 1):
+            raise ValueError(f"frequency_shift is 0 or 1, got {self.frequency_shift}")
+        if self.norm_eps <= 0 or self.index_scale <= 0:
+            raise ValueError("norm_eps and index_scale must be positive")
         for name in ("dropout", "label_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie in [0, 1)")
@@ -97,6 +112,7 @@ class UNet(nn.Module):
                 self.dropout,
                 self.scale_shift,
                 self.num_groups,
+                self.norm_eps,
                 self.dtype,
                 resample,
                 name=name,
@@ -107,7 +123,9 @@ class UNet(nn.Module):
             heads = self.num_heads
             if self.head_channels is not None:
                 heads = h.shape[-1] // self.head_channels
-            return layers.Attention(heads, self.num_groups, self.dtype, name=name)(h)
+            return layers.Attention(
+                heads, self.num_groups, self.norm_eps, self.dtype, name=name
+            )(h)
 
         def level_block(h, level, name):
             features = self.channels * self.channel_mults[level]
@@ -127,7 +145,8 @@ class UNet(nn.Module):
                 if self.residual_resample:
                     h = res_block(h, h.shape[-1], name, layers.downsample)
                 else:
-                    h = layers.Downsample(self.dtype, name=name)(h)
+                    pad = self.symmetric_padding
+                    h = layers.Downsample(pad, self.dtype, name=name)(h)
                 kept.append(h)
 
         h = res_block(h, h.shape[-1], "mid_0_block")
@@ -152,7 +171,12 @@ class UNet(nn.Module):
     def embed(self, index, label, dropout_keys):
         """Time and class, [batch, 4 · channels]; dropping labels while training."""
         width = 4 * self.channels
-        time = layers.sinusoid(index, self.channels)
+        time = layers.sinusoid(
+            index * self.index_scale,
+            self.channels,
+            self.frequency_shift,
+            self.cos_first,
+        )
         time = nn.silu(layers.dense(width, self.dtype, name="time_0")(time))
         time = layers.dense(width, self.dtype, name="time_1")(time)
         if self.num_classes == 0:

@@ -26,7 +26,7 @@ def jax_step(batch_size):
     """Returns a function that takes one step of this package and waits for it."""
     network = unet(dropout=0.1)
     tx, _ = make_optimizer("adam", 2e-4, warmup_steps=5000)
-    loss_fn = losses.make_loss(network.apply, schedules.linear())
+    loss_fn = losses.simple(network.apply, schedules.linear())
     step = jax.jit(make_train_step(loss_fn, tx, 0.9999), donate_argnums=0)
     key = jax.random.key(0)
     init = jax.jit(lambda key: init_state(network.init(key, (32, 32, 3)), tx))

@@ -26,7 +26,7 @@ def get_config():
             attention_resolutions=(16,),
             dropout=0.0,
         ),
-        loss=dict(predicts="eps"),
+        loss=dict(name="simple", predicts="eps"),
         optimizer=dict(
             name="adam", learning_rate=2e-5, warmup_steps=5000, clip_norm=1.0, eps=1e-8
         ),

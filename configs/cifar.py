@@ -31,7 +31,7 @@ def get_config():
             dropout=0.1,
             dtype="float32",
         ),
-        loss=dict(predicts="eps"),
+        loss=dict(name="simple", predicts="eps"),
         optimizer=dict(
             name="adam", learning_rate=2e-4, warmup_steps=5000, clip_norm=1.0, eps=1e-8
         ),

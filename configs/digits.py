@@ -26,7 +26,7 @@ def get_config():
             num_classes=10,
             label_dropout=0.1,
         ),
-        loss=dict(predicts="v"),
+        loss=dict(name="simple", predicts="v"),
         optimizer=dict(
             name="adam",
             learning_rate=2e-3,

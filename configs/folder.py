@@ -27,7 +27,7 @@ def get_config():
             attention_resolutions=(16,),
             dropout=0.1,
         ),
-        loss=dict(predicts="eps"),
+        loss=dict(name="simple", predicts="eps"),
         optimizer=dict(name="adam", learning_rate=2e-4, warmup_steps=5000),
         denoiser=dict(clip=True),
         sampler=dict(name="ddim", eta=0.0),

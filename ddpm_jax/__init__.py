@@ -10,7 +10,7 @@ _HOMES = {
     "build": "ddpm_jax.experiment",
     "load": "ddpm_jax.runs",
     "make_sample_fn": "ddpm_jax.diffusion.sampling",
-    "make_loss": "ddpm_jax.diffusion.losses",
+    "losses": "ddpm_jax.diffusion",
     "unet": "ddpm_jax.networks",
 }
 __all__ = [*_HOMES]

@@ -95,9 +95,7 @@ def build(config: dict[str, Any]) -> Experiment:
     schedule = _schedule(config)
     network = make(config, "network", networks, networks.Network)
     predicts = config.get("loss", {}).get("predicts", "eps")
-    loss_fn = call(
-        config.get("loss", {}), "loss", losses.make_loss, network.apply, schedule
-    )
+    loss_fn = make(config, "loss", losses, losses.LossFn, network.apply, schedule)
     tx, learning_rate = call(
         config.get("optimizer", {}), "optimizer", optimizers.make_optimizer
     )

@@ -96,12 +96,33 @@ def test_condition():
 def test_networks_count_one_noising_step_as_0():
     network = lambda params, x, index, *_: 0 * x + index[:, None, None, None]
     for t in (1, jnp.full(6, 1)):
-        seen = denoisers.call_network(network, None, X, t)
+        seen, fraction = denoisers.call_network(network, None, X, t)
         np.testing.assert_array_equal(seen, jnp.zeros_like(X))
+        assert fraction is None
 
 
 def test_an_output_of_another_shape_is_refused():
-    """Grey images would broadcast against a learned variance without a word."""
-    network = lambda params, x, index, *_: jnp.concatenate([x, x], axis=-1)
-    with pytest.raises(ValueError, match="a learned variance needs"):
+    """Grey images would broadcast against three channels without a word."""
+    network = lambda params, x, index, *_: jnp.concatenate([x, x, x], axis=-1)
+    with pytest.raises(ValueError, match="twice the channels"):
         denoisers.call_network(network, None, X, 1)
+
+
+def test_a_learned_variance_rides_along():
+    """The second half of the output, from [-1, 1] to [0, 1]; guidance keeps cond's."""
+
+    def network(params, x, index, cond, keys):
+        between = 0 * x + (cond.astype(float) / 10)[:, None, None, None]
+        return jnp.concatenate([0.1 * x, between], axis=-1)
+
+    schedule = schedules.linear()
+    denoiser = denoisers.from_network(network, None, schedule)
+    expected = jnp.broadcast_to((LABELS / 10 + 1)[:, None, None, None] / 2, X.shape)
+    for wrapped in (
+        denoiser,
+        denoisers.clip(denoiser, schedule),
+        denoisers.guide(denoiser, 3.0, null=10),
+        denoisers.guide(denoiser, 1, null=10),
+    ):
+        fraction = wrapped(X, 500, LABELS).fraction
+        np.testing.assert_allclose(fraction, expected, rtol=1e-6)

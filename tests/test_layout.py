@@ -54,7 +54,7 @@ def test_what_is_imported_where(path):
     if room(path) != "networks":
         assert not uses("flax"), "flax is for networks/"
     if room(path) == "diffusion":
-        allowed = ("jax", "jaxtyping", "numpy", "ddpm_jax", "collections", "typing")
+        allowed = ("jax", "diffrax", "jaxtyping", "numpy", "ddpm_jax", "collections", "typing")
         assert {name.split(".")[0] for name in names} <= set(allowed)
     if room(path) == "data":
         assert not uses("jax"), "data/ is NumPy on the host"

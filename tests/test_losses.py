@@ -1,12 +1,11 @@
-"""The simple loss."""
+"""The simple loss, the hybrid, and the bound as a loss."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.diffusion import process, schedules
-from ddpm_jax.diffusion.losses import make_loss
+from ddpm_jax.diffusion import bound, losses, process, schedules, timesteps
 
 SCHEDULE = schedules.cosine(50)
 KEY = jax.random.key(3)
@@ -31,7 +30,7 @@ def test_a_perfect_network_has_no_loss():
         def apply(params, x_t, index, cond, keys, data=data, convert=convert):
             return convert(x_t, index + 1, data["image"])
 
-        loss, metrics = make_loss(apply, SCHEDULE, predicts)(None, data, KEY)
+        loss, metrics = losses.simple(apply, SCHEDULE, predicts)(None, data, KEY)
         assert float(loss) < 1e-6, predicts
         assert metrics["loss"] == loss
 
@@ -39,12 +38,14 @@ def test_a_perfect_network_has_no_loss():
 def test_zero_network_has_the_targets_variance():
     data = {**batch(64), "image": jax.random.normal(KEY, (64, 16, 16, 1))}
     for predicts in ("eps", "x_0", "v"):  # each of unit variance, as the data are
-        loss, _ = make_loss(lambda p, x, *_: 0 * x, SCHEDULE, predicts)(None, data, KEY)
+        loss, _ = losses.simple(lambda p, x, *_: 0 * x, SCHEDULE, predicts)(
+            None, data, KEY
+        )
         np.testing.assert_allclose(loss, 1, atol=5 * np.sqrt(2 / data["image"].size))
 
 
 def test_the_loss_of_an_example_does_not_depend_on_its_batch():
-    loss_fn = make_loss(lambda p, x, *_: jnp.tanh(x), SCHEDULE)
+    loss_fn = losses.simple(lambda p, x, *_: jnp.tanh(x), SCHEDULE)
     whole = loss_fn(None, batch(8), KEY)[0]
     parts = [loss_fn(None, batch(2, first), KEY)[0] for first in (0, 2, 4, 6)]
     np.testing.assert_allclose(whole, np.mean(parts), rtol=1e-5)
@@ -55,7 +56,7 @@ def test_times_are_uniform_and_noise_is_new_at_each_key():
     seen = []
     data = {"image": jnp.zeros((20_000, 1, 1, 1)), "id": jnp.arange(20_000)}
     for seed in (0, 1):
-        make_loss(lambda p, x, index, *_: seen.append((index, x)) or x, SCHEDULE)(
+        losses.simple(lambda p, x, index, *_: seen.append((index, x)) or x, SCHEDULE)(
             None, data, jax.random.key(seed)
         )
     counts = np.bincount(seen[0][0], minlength=50)
@@ -69,7 +70,7 @@ def test_times_are_uniform_and_noise_is_new_at_each_key():
 def test_labels_and_dropout_keys_reach_the_network():
     seen = []
     data = {**batch(4), "label": jnp.array([1, 2, 3, 4])}
-    make_loss(lambda p, x, i, cond, keys: seen.append((cond, keys)) or x, SCHEDULE)(
+    losses.simple(lambda p, x, i, cond, keys: seen.append((cond, keys)) or x, SCHEDULE)(
         None, data, KEY
     )
     np.testing.assert_array_equal(seen[0][0], data["label"])
@@ -78,4 +79,47 @@ def test_labels_and_dropout_keys_reach_the_network():
 
 def test_eps_at_zero_terminal_snr_is_refused():
     with pytest.raises(ValueError, match="zero terminal SNR"):
-        make_loss(lambda *_: None, schedules.zero_terminal_snr(SCHEDULE), "eps")
+        losses.simple(lambda *_: None, schedules.zero_terminal_snr(SCHEDULE), "eps")
+
+
+def learned(params, x, *_):
+    """A network with a learned variance, one parameter for each half."""
+    mean, between = params
+    return jnp.concatenate([mean * x, 0 * x + between], axis=-1)
+
+
+def test_hybrid_teaches_the_variance_by_the_bound_and_the_mean_by_the_error():
+    params = (jnp.array(0.5), jnp.array(0.2))
+    data = batch(8)
+    of = lambda loss_fn: jax.grad(lambda p: loss_fn(p, data, KEY)[0])(params)
+    alone = lambda p, x, *_: p[0] * x
+    mean, between = of(losses.hybrid(learned, SCHEDULE))
+    np.testing.assert_allclose(mean, of(losses.simple(alone, SCHEDULE))[0], rtol=1e-5)
+    bound_alone = of(losses.vlb(learned, SCHEDULE))
+    np.testing.assert_allclose(between, 1e-3 * bound_alone[1], rtol=1e-5)
+    assert np.all(np.isfinite([*bound_alone])) and bound_alone[0] != 0
+
+
+def test_losses_refuse_what_they_would_leave_untrained():
+    data, params = batch(2), (jnp.array(0.5), jnp.array(0.2))
+    with pytest.raises(ValueError, match="does not train a learned variance"):
+        losses.simple(learned, SCHEDULE)(params, data, KEY)
+    with pytest.raises(ValueError, match="leaves a learned one untrained"):
+        losses.vlb(learned, SCHEDULE, variance="fixed_small")(params, data, KEY)
+    with pytest.raises(ValueError, match="needs a network with learned_variance"):
+        losses.hybrid(lambda p, x, *_: x, SCHEDULE)(params, data, KEY)
+    with pytest.raises(ValueError, match="vlb_weight must be positive"):
+        losses.hybrid(learned, SCHEDULE, vlb_weight=0.0)
+
+
+def test_the_bound_as_a_loss_is_that_of_the_scorer():
+    """Averaged over all times, T terms of one image are its bound, prior aside."""
+    schedule, num = schedules.linear(20, 1e-2, 0.3), 4000
+    image = jnp.round(127.5 * jnp.ones((1, 2, 2, 1))) / 127.5 - 1
+    apply = lambda p, x, *_: 0.9 * x
+    data = {"image": jnp.tile(image, (num, 1, 1, 1)), "id": jnp.arange(num)}
+    loss, _ = losses.vlb(apply, schedule, variance="fixed_small")(None, data, KEY)
+    bound_fn = bound.make_bound(apply, schedule, timesteps.trailing(20, 20))
+    scored = bound_fn(None, jax.random.split(KEY, num), data["image"])
+    expected = (scored.total() - scored.prior).mean()
+    np.testing.assert_allclose(loss, expected, rtol=0.1)

@@ -50,7 +50,7 @@ def batch(num=16):
 def test_gradients_and_losses_do_not_depend_on_devices(params):
     """SGD shows a wrong factor that Adam would hide; dropout is on."""
     tx = optax.sgd(1.0)
-    loss_fn = losses.make_loss(NETWORK.apply, SCHEDULE)
+    loss_fn = losses.simple(NETWORK.apply, SCHEDULE)
     one = jax.jit(make_train_step(loss_fn, tx, 0.9))
     many = parallel.parallel_step(
         make_train_step(loss_fn, tx, 0.9, axis_name=parallel.AXIS)
@@ -71,7 +71,7 @@ def test_gradients_and_losses_do_not_depend_on_devices(params):
 
 def test_the_state_is_donated_and_comes_out_whole(params):
     tx = optax.adam(1e-3)
-    loss_fn = losses.make_loss(NETWORK.apply, SCHEDULE)
+    loss_fn = losses.simple(NETWORK.apply, SCHEDULE)
     step = parallel.parallel_step(
         make_train_step(loss_fn, tx, 0.9, axis_name=parallel.AXIS)
     )

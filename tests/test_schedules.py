@@ -102,3 +102,14 @@ def test_no_steps():
         schedules.cosine(0)
     with pytest.raises(ValueError, match="at least 2"):
         schedules.zero_terminal_snr(schedules.linear(1))
+
+
+def test_times_between_whole_ones():
+    """λ is linear between them, and `time_of` is its inverse."""
+    schedule = schedules.cosine(10)
+    t = jnp.array([1.0, 1.25, 3.5, 9.75, 10.0])
+    lambda_t = schedules.log_snr(schedule, t)
+    np.testing.assert_allclose(lambda_t[0], schedule.log_snr[1], rtol=1e-6)
+    np.testing.assert_allclose(lambda_t[2], schedule.log_snr[3:5].mean(), rtol=1e-5)
+    np.testing.assert_allclose(lambda_t[-1], schedule.log_snr[10], rtol=1e-6)
+    np.testing.assert_allclose(schedules.time_of(schedule, lambda_t), t, rtol=1e-5)

@@ -94,7 +94,9 @@ def test_resampling():
 
 def test_attention_is_softmax_of_scaled_products():
     """One head over all pixels and channels, scale 1 / sqrt(C) (Ho et al., App. B)."""
-    layer = layers.Attention(num_heads=1, num_groups=2, dtype=jnp.float32)
+    layer = layers.Attention(
+        num_heads=1, num_groups=2, norm_eps=1e-6, dtype=jnp.float32
+    )
     x = jax.random.normal(KEY, (2, 3, 5, 4))
     params = jax.tree.map(lambda p: p + 0.2, layer.init(KEY, x))
     p = params["params"]

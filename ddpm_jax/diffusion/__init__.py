@@ -1,6 +1,7 @@
 """The mathematics of diffusion models: pure functions, no networks, no data."""
 
 from ddpm_jax.diffusion import (
+    bound,
     denoisers,
     losses,
     process,
@@ -8,9 +9,11 @@ from ddpm_jax.diffusion import (
     sampling,
     schedules,
     timesteps,
+    variances,
 )
 
 __all__ = [
+    "bound",
     "denoisers",
     "losses",
     "process",
@@ -18,4 +21,5 @@ __all__ = [
     "sampling",
     "schedules",
     "timesteps",
+    "variances",
 ]

@@ -21,7 +21,7 @@ Denoiser = Callable[..., Prediction]
 
 def call_network(
     apply: Callable, params, x_t: Images, t: Times, cond=None, dropout_keys=None
-) -> Images:
+) -> tuple[Images, Images | None]:
     """Calls a network at time t: the one place that knows what networks call time.
 
     Networks, ours and published ones, count one noising step as 0, hence t - 1.
@@ -34,17 +34,25 @@ def call_network(
       cond: what the network is conditioned on, or None.
       dropout_keys: one key per example while training, None otherwise.
 
+    Returns:
+      (output, fraction): what was predicted, in the shape of x_t, and where a learned
+      variance lies between the fixed ones (see `variances`), or None where the network
+      learns none.
+
     Raises:
-      ValueError: if the output is not of the images' shape.
+      ValueError: if the output has neither the images' channels nor twice as many.
     """
     index = jnp.broadcast_to(jnp.asarray(t) - 1, x_t.shape[:1])
     output = apply(params, x_t, index, cond, dropout_keys)
-    if output.shape != x_t.shape:
+    if output.shape == x_t.shape:
+        return output, None
+    if output.shape != (*x_t.shape[:-1], 2 * x_t.shape[-1]):
         raise ValueError(
-            f"the network's output {output.shape} is not of the images' shape "
-            f"{x_t.shape}: a learned variance needs a loss and a sampler for it"
+            f"the network's output {output.shape} fits neither images {x_t.shape} nor "
+            "images and a learned variance, twice the channels"
         )
-    return output
+    output, between = jnp.split(output, 2, axis=-1)
+    return output, (between + 1) / 2
 
 
 def from_network(
@@ -58,7 +66,8 @@ def from_network(
     read = parameterization(predicts, schedule).read
 
     def denoiser(x_t, t, cond=None):
-        return read(schedule, x_t, t, call_network(apply, params, x_t, t, cond))
+        output, fraction = call_network(apply, params, x_t, t, cond)
+        return read(schedule, x_t, t, output)._replace(fraction=fraction)
 
     return denoiser
 
@@ -84,9 +93,8 @@ def clip(
     def clipped(x_t, t, cond=None):
         prediction = denoiser(x_t, t, cond)
         x_0 = jnp.clip(prediction.x_0, low, high)
-        if rederive:
-            return from_x_0(schedule, x_t, t, x_0)
-        return Prediction(x_0=x_0, eps=prediction.eps)
+        eps = from_x_0(schedule, x_t, t, x_0).eps if rederive else prediction.eps
+        return Prediction(x_0, eps, prediction.fraction)
 
     return clipped
 
@@ -97,6 +105,7 @@ def guide(denoiser: Denoiser, scale, null) -> Denoiser:
     The scale counts as in most code: 0 is unconditional, 1 conditional, more pushes
     further (the paper's weight is scale - 1). At a Python 0 or 1 the network is called
     once, otherwise on pairs a0 b0 a1 b1 ..., which keep a sharded batch in its place.
+    A learned variance is that of the condition.
 
     Args:
       denoiser: a denoiser trained with conditions dropped at random.
@@ -112,7 +121,8 @@ def guide(denoiser: Denoiser, scale, null) -> Denoiser:
         pairs = _interleave(cond, nothing)
         times = jnp.broadcast_to(t, x_t.shape[:1])
         both = denoiser(_interleave(x_t, x_t), _interleave(times, times), pairs)
-        return jax.tree.map(lambda p: p[1::2] + scale * (p[::2] - p[1::2]), both)
+        x_0, eps = (p[1::2] + scale * (p[::2] - p[1::2]) for p in both[:2])
+        return Prediction(x_0, eps, jax.tree.map(lambda p: p[::2], both.fraction))
 
     return guided
 

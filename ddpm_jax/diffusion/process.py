@@ -36,10 +36,13 @@ class Prediction(NamedTuple):
     Attributes:
       x_0: the clean image expected, in the shape of x_t.
       eps: the noise expected, in the shape of x_t.
+      fraction: what a learned variance adds, in the shape of x_t (see `variances`):
+        where in [0, 1] its logarithm lies between the fixed ones; None without.
     """
 
     x_0: Images
     eps: Images
+    fraction: Images | None = None
 
 
 def diffuse(schedule: Schedule, x_0: Images, t: Times, eps: Images) -> Images:

@@ -21,15 +21,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ddpm_jax.diffusion.process import (
-    Images,
-    Prediction,
-    forward_variance,
-    posterior_variance,
-)
+from ddpm_jax.diffusion import variances
+from ddpm_jax.diffusion.process import Images, Prediction, posterior_variance
 from ddpm_jax.diffusion.schedules import Schedule, alpha_sigma, log_snr
-
-VARIANCES = {"fixed_small": posterior_variance, "fixed_large": forward_variance}
 
 
 class SamplerState(NamedTuple):
@@ -62,16 +56,15 @@ def ddpm(schedule: Schedule, variance: str = "fixed_small") -> Sampler:
 
     Args:
       schedule: the noise schedule.
-      variance: of the added noise, "fixed_small" (posterior variance β̃) or
-        "fixed_large" (forward variance β, the paper's choice for CIFAR-10). The last
-        step, to s = 0, adds none.
+      variance: of the added noise, "fixed_small" (posterior variance β̃), "fixed_large"
+        (forward variance β, the paper's choice for CIFAR-10) or "learned_range" (what
+        the network says; Nichol & Dhariwal 2021). The last step, to s = 0, adds none.
     """
-    if variance not in VARIANCES:
-        known = ", ".join(VARIANCES)
-        raise ValueError(f"unknown variance {variance!r}; there are: {known}")
+    variances.check(variance)
 
-    def noise_variance(t, s):
-        return jnp.where(s > 0, VARIANCES[variance](schedule, t, s), 0.0)
+    def noise_variance(t, s, prediction):
+        fraction = variances.fraction_of(variance, prediction)
+        return variances.reverse_variance(schedule, t, s, fraction)
 
     return _family(schedule, 1.0, noise_variance)
 
@@ -85,24 +78,27 @@ def ddim(schedule: Schedule, eta: float = 0.0) -> Sampler:
     """
     if not 0 <= eta <= 1:
         raise ValueError(f"eta must lie in [0, 1], got {eta}")
-    return _family(
-        schedule, eta, lambda t, s: eta**2 * posterior_variance(schedule, t, s)
-    )
+
+    def noise_variance(t, s, prediction):
+        return eta**2 * posterior_variance(schedule, t, s)
+
+    return _family(schedule, eta, noise_variance)
 
 
 def _family(schedule: Schedule, eta: float, noise_variance: Callable) -> Sampler:
     """DDIM Eq. 12: `eta` shortens the direction eps, `noise_variance` refills it."""
 
     def step(denoiser, keys, state, t, s):
-        x_0, eps = prediction = denoiser(state.x, t)
+        prediction = denoiser(state.x, t)
+        x_0, eps = prediction.x_0, prediction.eps
         alpha_s, sigma_s = alpha_sigma(schedule, s)
         if eta == 0:  # a Python branch: towards noise, exp(Δ) is inf, and 0 * inf nan
             return SamplerState(alpha_s * x_0 + sigma_s * eps), prediction
         ratio = jnp.exp(log_snr(schedule, t) - log_snr(schedule, s))
         direction = sigma_s * jnp.sqrt((1 - eta**2) + eta**2 * ratio)
         mean = alpha_s * x_0 + direction * eps
-        noise = standard_normal(keys, state.x)
-        return SamplerState(mean + jnp.sqrt(noise_variance(t, s)) * noise), prediction
+        std = jnp.sqrt(noise_variance(t, s, prediction))
+        return SamplerState(mean + std * standard_normal(keys, state.x)), prediction
 
     return Sampler(SamplerState, step)
 

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-Times = int | Int[Array | np.ndarray | np.integer, "*batch"]
+Times = int | Int[Array | np.ndarray | np.integer, "*batch"] | Float[Array, "*batch"]
 
 
 class Schedule(NamedTuple):
@@ -43,8 +43,25 @@ class Schedule(NamedTuple):
 
 
 def log_snr(schedule: Schedule, t: Times) -> Float[Array, "*batch"]:
-    """Returns λ_t for times t in 0 ... T, in the shape of t."""
-    return jnp.asarray(schedule.log_snr)[t]
+    """Returns λ_t in the shape of t.
+
+    Times are whole, in 0 ... T, or floating-point arrays within 1 ... T, between whole
+    ones of which λ is linear.
+    """
+    table = jnp.asarray(schedule.log_snr)
+    if jnp.issubdtype(jnp.result_type(t), jnp.integer):
+        return table[t]
+    below = jnp.clip(jnp.floor(t).astype(jnp.int32), 1, schedule.num_steps - 1)
+    return table[below] + (t - below) * (table[below + 1] - table[below])
+
+
+def time_of(
+    schedule: Schedule, lambda_t: Float[Array, "*batch"]
+) -> Float[Array, "*batch"]:
+    """Returns the time t within 1 ... T at which the log-SNR is λ_t."""
+    table = jnp.asarray(schedule.log_snr)[1:]
+    times = jnp.arange(1, schedule.num_steps + 1, dtype=table.dtype)
+    return jnp.interp(-lambda_t, -table, times)
 
 
 def alpha_sigma(

@@ -113,7 +113,7 @@ def train(data_dir, minutes, out, dtype, batch_size):
         if taken % 100 == 0:
             losses.append(float(metrics["loss"]))  # of one batch: noisy
             bar.update(elapsed - bar.n)
-    sample_fn = parallel.parallel_sample(built.sample_fn, 64)
+    sample_fn = parallel.parallel_map(built.sample_fn, 64)
     began = time.perf_counter()
     drawn = sample_fn(jax.device_get(state.ema_params), experiment.sample_keys(0, 64))
     images.save_png(out / "samples.png", images.grid(images.to_uint8(drawn)))

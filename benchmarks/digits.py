@@ -61,7 +61,7 @@ def main():
         config["sampler"] = {"name": "ddim", "eta": 0.0}
         config["timesteps"]["num_steps"] = args.steps
         run, params = runs.load(args.workdir, config)
-        sample_fn = parallel.parallel_sample(run.sample_fn, batch_size=250)
+        sample_fn = parallel.parallel_map(run.sample_fn, batch_size=250)
         labels = experiment.sample_labels(run.num_classes, NUM)
         drawn = sample_fn(params, experiment.sample_keys(1, NUM), labels)
         x = images.to_uint8(drawn).reshape(NUM, -1) / 255

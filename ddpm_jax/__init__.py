@@ -9,6 +9,7 @@ import importlib
 _HOMES = {
     "build": "ddpm_jax.experiment",
     "load": "ddpm_jax.runs",
+    "load_pretrained": "ddpm_jax.models",
     "make_sample_fn": "ddpm_jax.diffusion.sampling",
     "losses": "ddpm_jax.diffusion",
     "unet": "ddpm_jax.networks",

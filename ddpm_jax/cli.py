@@ -20,6 +20,7 @@ def parser(description: str, **kwargs) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         **kwargs,
     )
+    made.set_defaults(overrides=[])
     group = made.add_argument_group("several processes (all three, or none)")
     group.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0")
     group.add_argument("--num_processes", type=int, metavar="N")
@@ -28,10 +29,10 @@ def parser(description: str, **kwargs) -> argparse.ArgumentParser:
 
 
 def parse_config(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Adds --config, --workdir and overrides --config.section.key=value, and parses.
+    """Adds --config and --workdir, and parses them with overrides.
 
     Returns:
-      The arguments, with `overrides`, such as ["optimizer.learning_rate=1e-4"].
+      The arguments; see `parse`.
     """
     parser.add_argument(
         "--config",
@@ -40,15 +41,24 @@ def parse_config(parser: argparse.ArgumentParser) -> argparse.Namespace:
         help="the recipe, a Python file such as configs/digits.py",
     )
     parser.add_argument(
-        "--config.SECTION.KEY",
-        dest="_",
-        metavar="VALUE",
-        help="change a value of the recipe, as in --config.data.batch_size=64",
-    )
-    parser.add_argument(
         "--workdir",
         metavar="DIR",
         help="the run's folder (default: runs/<config name>)",
+    )
+    return parse(parser)
+
+
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Adds overrides --config.section.key=value, and parses.
+
+    Returns:
+      The arguments, with `overrides`, such as ["optimizer.learning_rate=1e-4"].
+    """
+    parser.add_argument(
+        "--config.SECTION.KEY",
+        dest="_",
+        metavar="VALUE",
+        help="change a value of the config, as in --config.data.batch_size=64",
     )
     args, rest = parser.parse_known_args(_joined(sys.argv[1:]))
     for text in rest:

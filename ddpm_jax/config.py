@@ -26,7 +26,7 @@ SECTIONS = (
     "data",
     "train",
 )
-VALUES = ("image_shape", "seed")
+VALUES = ("image_shape", "seed", "init_from")
 
 
 class ConfigError(Exception):
@@ -81,9 +81,9 @@ def override(config: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]
         if section not in (SECTIONS if dot else (*SECTIONS, *VALUES)):
             raise ConfigError(unknown("config key", path, keys(config)))
         if dot:
-            config.setdefault(section, {})[key] = _literal(value)
+            config.setdefault(section, {})[key] = literal(value)
         else:
-            config[section] = _literal(value)
+            config[section] = literal(value)
     _check(config)
     return config
 
@@ -139,9 +139,12 @@ def _check(config):
     seed = config.get("seed", 0)
     if not isinstance(seed, int) or not 0 <= seed < 2**63:
         raise ConfigError(f"config.seed must be a whole number from 0, got {seed!r}")
+    if not isinstance(config.get("init_from"), (str, type(None))):
+        raise ConfigError("config.init_from must be the path of a trained model")
 
 
-def _literal(text):
+def literal(text: str) -> Any:
+    """Reads a value of the command line: a Python literal, or else the text itself."""
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):

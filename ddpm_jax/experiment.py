@@ -73,7 +73,11 @@ class Experiment(NamedTuple):
 
     def init(self, key) -> TrainState:
         """Makes the state before the first step."""
-        return init_state(self.network.init(key, self.image_shape), self.tx)
+        return self.begin(self.network.init(key, self.image_shape))
+
+    def begin(self, params) -> TrainState:
+        """Makes the state before the first step, from parameters trained before."""
+        return init_state(params, self.tx)
 
     def abstract_state(self) -> TrainState:
         """Returns the shapes of the state, without computing anything."""
@@ -200,7 +204,7 @@ def make_batches(config: dict[str, Any], options: TrainOptions) -> Callable:
         batching,
         "data",
         pipeline.make_batch_fn,
-        attempt("data", in_memory, _open_source(config)),
+        attempt("data", in_memory, open_source(config)),
         seed=config.get("seed", 0),
         process_index=jax.process_index(),
         process_count=jax.process_count(),
@@ -219,7 +223,12 @@ def sample_keys(seed: int, num: int) -> jax.Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), np.arange(num))
 
 
-def _open_source(config):
+def open_source(config: dict[str, Any]) -> Source:
+    """Opens the images that the section `data` names.
+
+    Raises:
+      ConfigError: if they are missing, or do not fit the rest of the config.
+    """
     height, width, channels = config["image_shape"]
     constructor = choose(config, "data", sources, Source)
     wanted = {"image_size": (height, width), "channels": channels}

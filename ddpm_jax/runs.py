@@ -2,7 +2,7 @@
 
 import fcntl
 import json
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,26 @@ def read_config(workdir: str | Path) -> dict[str, Any]:
         return json.loads(path.read_text())
     except ValueError as error:
         raise ConfigError(f"{path} is damaged ({error}): restore it") from error
+
+
+def is_run(workdir: str | Path) -> bool:
+    """Returns whether a folder holds a run."""
+    return all(
+        (Path(workdir) / name).exists() for name in ("config.json", "checkpoints")
+    )
+
+
+def write(workdir: Path, settings: dict[str, Any], params) -> None:
+    """Writes the folder of a run that has not begun, with parameters trained before.
+
+    Raises:
+      OSError: if it cannot be written.
+    """
+    settings = {**settings, "optimizer": {"name": "sgd"}}  # no moments to keep
+    workdir.mkdir(parents=True, exist_ok=True)
+    with closing(Checkpoints(workdir / "checkpoints")) as checkpoints:
+        checkpoints.save(build(settings).begin(params))
+    write_config(workdir, settings)
 
 
 def write_config(workdir: Path, settings: dict[str, Any]) -> None:
@@ -116,14 +136,23 @@ def load(
       ConfigError: if the folder does not hold a run, or no such checkpoint.
     """
     experiment = build(read_config(workdir) if settings is None else settings)
+    return experiment, load_params(workdir, experiment, ema, step)
+
+
+def load_params(
+    workdir: str | Path,
+    experiment: Experiment,
+    ema: bool = True,
+    step: int | None = None,
+):
+    """Loads the parameters of a run's network, as `load`, for an experiment built."""
     folder = Path(workdir) / "checkpoints"
     if not folder.is_dir():
         raise ConfigError(f"{workdir} has no checkpoints yet")
     checkpoints = Checkpoints(folder, read_only=True)
     try:
-        params = checkpoints.restore_params(experiment.abstract_state(), ema, step)
+        return checkpoints.restore_params(experiment.abstract_state(), ema, step)
     except OSError as error:
         raise ConfigError(str(error)) from error
     finally:
         checkpoints.close()
-    return experiment, params

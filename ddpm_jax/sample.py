@@ -2,8 +2,9 @@
 
   python -m ddpm_jax.sample --workdir runs/digits --num 100 --out digits.png
   python -m ddpm_jax.sample --workdir runs/cifar --sampler ddim --steps 50 --out a.npz
+  python -m ddpm_jax.sample --pretrained google/ddpm-cifar10-32 --num 16
 
-What is not said is as the run's config says. Image i is the same for any --num.
+What is not said is as the model's config says. Image i is the same for any --num.
 """
 
 import argparse
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_jax import cli, experiment, runs
+from ddpm_jax import cli, experiment, models
 from ddpm_jax.config import ConfigError
 from ddpm_jax.data import images
 from ddpm_jax.training import parallel
@@ -20,8 +21,8 @@ from ddpm_jax.training import parallel
 
 def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Adds the arguments of this main."""
+    models.add_arguments(parser)
     add = parser.add_argument
-    add("--workdir", required=True, metavar="DIR", help="the folder of a run")
     add("--num", type=int, default=64, help="how many images (default: 64)")
     add("--out", default="samples.png", help=".png grid, .npz, or a folder of PNGs")
     add("--seed", type=int, default=0, help="default: 0")
@@ -31,15 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     add("--steps", type=int, help="how many network calls")
     add("--timesteps", help="trailing, leading, linspace or quadratic")
     add("--eta", type=float, help="of ddim: 0 deterministic, 1 as ddpm")
-    add("--variance", help="of ddpm: fixed_small or fixed_large")
-    add("--weights", choices=["ema", "raw"], default="ema", help="default: ema")
-    add("--step", type=int, help="of the checkpoint (default: the latest)")
+    add("--variance", help="of ddpm: fixed_small, fixed_large or learned_range")
     add("--batch_size", type=int, default=64, help="images at a time (default: 64)")
     return parser
 
 
 def change(config: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
-    """Returns the run's config with what the arguments change in its sections."""
+    """Returns the model's config with what the arguments change in its sections."""
     sampler = {"name": args.sampler, "eta": args.eta, "variance": args.variance}
     if args.sampler not in (None, config["sampler"]["name"]):
         config = {**config, "sampler": {}}  # the settings were another sampler's
@@ -67,12 +66,11 @@ def sample(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray | None]:
         raise ConfigError("--num and --batch_size must be at least 1")
     if not 0 <= args.seed < 2**63:
         raise ConfigError("--seed must be a whole number from 0 to 2**63 - 1")
-    config = change(runs.read_config(args.workdir), args)
-    run, params = runs.load(
-        args.workdir, config, ema=args.weights == "ema", step=args.step
-    )
+    model = models.from_args(args)
+    run = experiment.build(change(model.config, args))
+    params = model.load_params(run)
     labels = experiment.sample_labels(run.num_classes, args.num, _labels(args, run))
-    sample_fn = parallel.parallel_sample(run.sample_fn, min(args.batch_size, args.num))
+    sample_fn = parallel.parallel_map(run.sample_fn, min(args.batch_size, args.num))
     keys = experiment.sample_keys(args.seed, args.num)
     return images.to_uint8(sample_fn(params, keys, labels)), labels
 
@@ -130,4 +128,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, add_arguments(cli.parser(__doc__)).parse_args())
+    cli.run(main, cli.parse(add_arguments(cli.parser(__doc__))))

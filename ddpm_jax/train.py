@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 
-from ddpm_jax import cli, config, runs
+from ddpm_jax import cli, config, models, runs
 from ddpm_jax import experiment as experiments
 from ddpm_jax.config import ConfigError
 from ddpm_jax.data import images, pipeline
@@ -55,13 +55,18 @@ def train(settings: dict[str, Any], workdir: str | os.PathLike) -> int:
             enter(runs.lock(workdir))
         checkpoints = Checkpoints(workdir / "checkpoints", options.keep)
         enter(closing(checkpoints))
-        first = checkpoints.latest_step() or 0
+        latest = checkpoints.latest_step()
+        first = latest or 0
         if first >= options.num_steps:
             print(f"{workdir} is already at step {first}: nothing to do")
             return 0
         init_key, train_key = jax.random.split(jax.random.key(settings.get("seed", 0)))
-        if first:
+        if latest is not None:
             state = checkpoints.restore(experiment.abstract_state())
+        elif init_from := settings.get("init_from"):
+            params, notes = models.begin_from(init_from, settings, experiment)
+            state = experiment.begin(params)
+            changes = [f"beginning from {init_from}", *notes]
         else:
             state = jax.jit(experiment.init)(init_key)
         if jax.process_index() == 0:
@@ -123,7 +128,7 @@ def _train_step(experiment, options):
 
 def _save_picture(experiment, options, workdir, writer):
     """A function that draws samples from the averaged parameters into a grid."""
-    sample_fn = parallel.parallel_sample(experiment.sample_fn, options.num_samples)
+    sample_fn = parallel.parallel_map(experiment.sample_fn, options.num_samples)
     keys = experiments.sample_keys(0, options.num_samples)
     labels = experiments.sample_labels(experiment.num_classes, options.num_samples)
 

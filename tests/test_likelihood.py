@@ -116,7 +116,7 @@ def test_the_trace_is_estimated_without_bias():
 def test_dequantised_images_keep_their_value():
     images = jnp.arange(256, dtype=jnp.float32).reshape(1, 16, 16, 1) / 127.5 - 1
     spread = likelihood.dequantize(KEYS[:1], images)
-    assert -1 <= spread.min() and spread.max() < 1
+    assert spread.min() >= -1 and spread.max() < 1
     np.testing.assert_array_equal(jnp.floor((spread + 1) * 128).ravel(), np.arange(256))
     uniform = np.full(1, -3 * np.log(2.0))  # density 1/2 on [-1, 1], three dimensions
     np.testing.assert_allclose(likelihood.bits_per_dimension(uniform, (1, 1, 3)), 8)

@@ -95,7 +95,7 @@ def test_samples_do_not_depend_on_devices_or_batches(params, num):
     params = jax.tree.map(lambda p: p + 0.1, params)
     keys, labels = jax.random.split(KEY, num), np.arange(num) % 3
     alone = jax.jit(sample_fn)(params, keys, labels)
-    shared = parallel.parallel_sample(sample_fn, batch_size=10)(params, keys, labels)
+    shared = parallel.parallel_map(sample_fn, batch_size=10)(params, keys, labels)
     assert shared.shape == (num, *SHAPE)
     np.testing.assert_allclose(alone, shared, atol=1e-4)
 
@@ -108,8 +108,9 @@ def test_sampling_exchanges_nothing_between_devices(params):
         timesteps.trailing(100, 4),
         SHAPE,
     )
-    lowered = parallel.shard(sample_fn).lower(params, jax.random.split(KEY, 8), None)
-    program = lowered.compile().as_text()
+    compiled = parallel.shard(sample_fn)
+    keys = jax.random.split(KEY, 8)
+    program = jax.jit(compiled).lower(params, keys, None).compile().as_text()
     for collective in ("all-reduce", "all-gather", "collective-permute", "all-to-all"):
         assert collective not in program
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 
@@ -139,7 +140,10 @@ class Attention(nn.Module):
         q, k, v = (
             dense(channels, self.dtype, name=name)(h).reshape(tokens) for name in "qkv"
         )
-        h = jax.nn.dot_product_attention(q, k, v).reshape(x.shape)
+        precise = jnp.promote_types(q.dtype, jnp.float32)
+        products = jnp.einsum("bqhc,bkhc->bhqk", q, k, preferred_element_type=precise)
+        weights = jax.nn.softmax(products / np.sqrt(q.shape[-1])).astype(v.dtype)
+        h = jnp.einsum("bhqk,bkhc->bqhc", weights, v).reshape(x.shape)
         return x + dense(channels, self.dtype, scale=0.0, name="proj_out")(h)
 
 

@@ -40,53 +40,56 @@ def parallel_step(train_step: Callable) -> Callable:
     return step
 
 
-def shard(sample_fn: Callable) -> Callable:
-    """Compiles sample_fn(params, keys, cond), cut over this process's devices.
+def shard(fn: Callable) -> Callable:
+    """Compiles fn(params, *examples), cut over this process's devices.
 
     Args:
-      sample_fn: works on each image by itself.
+      fn: works on each example by itself.
 
     Returns:
-      The same function, for a number of keys that the devices share equally.
+      The same function, for a number of examples that the devices share equally.
     """
-    return jax.jit(
+    mapped = jax.jit(
         jax.shard_map(
-            sample_fn,
+            lambda params, examples: fn(params, *examples),
             mesh=Mesh(np.array(jax.local_devices()), (AXIS,)),
-            in_specs=(P(), P(AXIS), P(AXIS)),
+            in_specs=(P(), P(AXIS)),
             out_specs=P(AXIS),
             check_vma=False,
         )
     )
+    return lambda params, *examples: mapped(params, examples)
 
 
-def parallel_sample(sample_fn: Callable, batch_size: int) -> Callable:
-    """Samples any number of images, batch by batch, with one compiled program.
+def parallel_map(fn: Callable, batch_size: int, title: str = "sampling") -> Callable:
+    """Treats any number of examples, batch by batch, with one compiled program.
 
     Args:
-      sample_fn: (params, keys, cond) -> images, working on each image by itself.
-      batch_size: how many images at a time; made a multiple of the devices.
+      fn: (params, *examples) -> results, working on each example by itself, such as a
+        `sample_fn` with its keys and labels.
+      batch_size: how many examples at a time; made a multiple of the devices.
+      title: of the progress bar, which shows the batches where there are several.
 
     Returns:
-      The same function for any number of keys, with NumPy images; a progress bar shows
-      the batches where there are several.
+      The same function for any number of examples, with NumPy results; an argument may
+      be None.
     """
     devices = jax.local_device_count()
     batch_size = -(-batch_size // devices) * devices
-    sharded = shard(sample_fn)
+    sharded = shard(fn)
 
-    def sample(params, keys, cond=None):
-        num = len(keys)
+    def run(params, *examples):
+        num = len(jax.tree.leaves(examples)[0])
         starts = range(0, num, batch_size)
         quiet = True if len(starts) == 1 else None  # None: quiet without a terminal
         batches = []
-        for start in tqdm(starts, "sampling", unit="batch", disable=quiet):
+        for start in tqdm(starts, title, unit="batch", disable=quiet):
             part = np.arange(start, start + batch_size) % num  # fills the last batch
-            labels = None if cond is None else cond[part]
-            batches.append(np.asarray(sharded(params, keys[part], labels)))
-        return np.concatenate(batches)[:num]
+            cut = jax.tree.map(lambda x, part=part: x[part], examples)
+            batches.append(jax.device_get(sharded(params, *cut)))
+        return jax.tree.map(lambda *parts: np.concatenate(parts)[:num], *batches)
 
-    return sample
+    return run
 
 
 def check_batch_size(batch_size: int, num_microbatches: int = 1) -> None:

@@ -1,0 +1,63 @@
+"""Converts a trained model.
+
+  python -m ddpm_jax.convert --pretrained ema_cifar10.ckpt --out runs/ddpm_cifar10
+  python -m ddpm_jax.convert --workdir runs/cifar --out my_model --format diffusers
+
+The formats are `run`, a folder for --workdir of the other commands, and `diffusers`,
+which UNet2DModel, DDPMPipeline and DDIMPipeline of the diffusers library load.
+"""
+
+import argparse
+from pathlib import Path
+
+import jax
+
+from ddpm_jax import cli, models, runs
+from ddpm_jax.config import ConfigError
+from ddpm_jax.experiment import build
+from ddpm_jax.interop import diffusers
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Adds the arguments of this main."""
+    models.add_arguments(parser)
+    parser.add_argument("--out", required=True, metavar="DIR", help="a new folder")
+    parser.add_argument(
+        "--format",
+        choices=["run", "diffusers"],
+        help="default: run of a --pretrained model, diffusers of a --workdir",
+    )
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    """Converts as the command line says."""
+    out = Path(args.out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"--out {out}: it is there already; give a new folder")
+    model = models.from_args(args)
+    experiment = build(model.config)
+    params = model.load_params(experiment)
+    kind = args.format or ("run" if args.pretrained else "diffusers")
+    if kind == "diffusers":
+        diffusers.export(model.config, experiment.schedule, params, out)
+    else:
+        runs.write(out, model.config, params)
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    print(f"wrote {out}, {count:,} parameters")
+    if kind == "diffusers" and experiment.num_classes:
+        print(
+            "DDPMPipeline gives no labels: sample this one with UNet2DModel"
+            + _null_note(model.config)
+        )
+
+
+def _null_note(settings):
+    network = settings["network"]
+    if not network.get("label_dropout"):
+        return ""
+    return f"; label {network['num_classes']} is the null class of guidance"
+
+
+if __name__ == "__main__":
+    cli.run(main, cli.parse(add_arguments(cli.parser(__doc__))))

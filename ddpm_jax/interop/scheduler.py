@@ -1,0 +1,157 @@
+"""diffusers' schedulers: their configs in sections of ours and back."""
+
+from typing import Any
+
+import numpy as np
+
+from ddpm_jax.diffusion.schedules import Schedule
+from ddpm_jax.interop.unet2d import refuse
+
+# DDPMScheduler's and DDIMScheduler's, where a config does not say.
+DEFAULTS = dict(
+    _class_name="DDPMScheduler",
+    num_train_timesteps=1000,
+    beta_start=1e-4,
+    beta_end=2e-2,
+    beta_schedule="linear",
+    trained_betas=None,
+    clip_sample=True,
+    clip_sample_range=1.0,
+    thresholding=False,
+    prediction_type="epsilon",
+    rescale_betas_zero_snr=False,
+)
+NAMES = {
+    "linear": "linear",
+    "scaled_linear": "quadratic",
+    "sigmoid": "sigmoid",
+    "squaredcos_cap_v2": "cosine",
+}
+PREDICTS = {"epsilon": "eps", "sample": "x_0", "v_prediction": "v"}
+VARIANCES = {
+    "fixed_small": "fixed_small",
+    "fixed_small_log": "fixed_small",
+    "fixed_large": "fixed_large",
+    "fixed_large_log": "fixed_large",
+    "learned_range": "learned_range",
+}
+COSINE = {"offset": 8e-3, "max_beta": 0.999}
+SPACINGS = ("leading", "trailing", "linspace")
+DDIM_STEPS = 50  # what diffusers' pipeline takes
+
+
+def import_scheduler(
+    theirs: dict[str, Any] | None, learned_variance: bool
+) -> dict[str, dict]:
+    """Returns the sections that say how a model is trained and sampled.
+
+    A DDPMScheduler is sampled with all its steps, any other with 50 of DDIM: it is the
+    noise schedule that belongs to a model, a sampler can be chosen.
+
+    Args:
+      theirs: the content of scheduler_config.json; None is a DDPMScheduler with the
+        defaults of diffusers.
+      learned_variance: whether the network learns its variance.
+
+    Raises:
+      OSError: naming the key and value that we have nothing for.
+    """
+    if theirs is None:
+        variance = "learned_range" if learned_variance else "fixed_small"
+        theirs = {"variance_type": variance}
+    kind = theirs.get("_class_name", DEFAULTS["_class_name"])
+    if "beta_schedule" not in theirs and kind not in ("DDPMScheduler", "DDIMScheduler"):
+        raise OSError(f"a scheduler of class {kind!r}, without a beta_schedule")
+    theirs = DEFAULTS | theirs
+    if theirs["thresholding"]:
+        raise refuse("thresholding", theirs["thresholding"], "there is only clipping")
+    if theirs["clip_sample"] and theirs["clip_sample_range"] != 1:
+        raise refuse(
+            "clip_sample_range", theirs["clip_sample_range"], "clipping is to [-1, 1]"
+        )
+    loss = "hybrid" if learned_variance else "simple"
+    steps, sampler = min(DDIM_STEPS, _steps(theirs)), dict(name="ddim", eta=0.0)
+    if kind == "DDPMScheduler":
+        steps, sampler = _steps(theirs), dict(name="ddpm", variance=_variance(theirs))
+        if sampler["variance"] == "learned_range" and not learned_variance:
+            raise refuse(
+                "variance_type", "learned_range", "the network learns no variance"
+            )
+    return dict(
+        schedule=_schedule(theirs),
+        loss=dict(name=loss, predicts=_known(theirs, "prediction_type", PREDICTS)),
+        denoiser=dict(clip=bool(theirs["clip_sample"])),
+        sampler=sampler,
+        timesteps=dict(name="trailing", num_steps=steps),
+    )
+
+
+def export_scheduler(config: dict[str, Any], schedule: Schedule) -> dict[str, Any]:
+    """Returns the content of scheduler_config.json, a DDPMScheduler, for our config."""
+    sampler, network = config.get("sampler", {}), config["network"]
+    default = "learned_range" if network.get("learned_variance") else "fixed_small"
+    predicts = config.get("loss", {}).get("predicts", "eps")
+    spacing = config.get("timesteps", {}).get("name")
+    return dict(
+        _class_name="DDPMScheduler",
+        num_train_timesteps=schedule.num_steps,
+        **_betas(config.get("schedule", {}), schedule),
+        variance_type=sampler.get("variance", default),
+        clip_sample=config.get("denoiser", {}).get("clip", True),
+        clip_sample_range=1.0,
+        prediction_type={v: k for k, v in PREDICTS.items()}[predicts],
+        timestep_spacing=spacing if spacing in SPACINGS else "leading",
+        steps_offset=0,
+    )
+
+
+def _steps(theirs):
+    betas = theirs["trained_betas"]
+    return theirs["num_train_timesteps"] if betas is None else len(betas)
+
+
+def _variance(theirs):
+    variance = theirs.get("variance_type", "fixed_small")
+    if variance not in VARIANCES:
+        raise refuse("variance_type", variance, "known are " + ", ".join(VARIANCES))
+    return VARIANCES[variance]
+
+
+def _known(theirs, key, known):
+    if theirs[key] not in known:
+        raise refuse(key, theirs[key], "known are " + ", ".join(known))
+    return known[theirs[key]]
+
+
+def _schedule(theirs):
+    if theirs["trained_betas"] is not None:
+        section = dict(name="from_betas", betas=list(theirs["trained_betas"]))
+    else:
+        name = _known(theirs, "beta_schedule", NAMES)
+        section = dict(name=name, num_steps=theirs["num_train_timesteps"])
+        if name != "cosine":
+            section |= {key: theirs[key] for key in ("beta_start", "beta_end")}
+    if theirs["rescale_betas_zero_snr"]:
+        section["zero_terminal_snr"] = True
+    return section
+
+
+def _betas(section, schedule):
+    """The schedule by its name where diffusers has it, else as numbers."""
+    known = {ours: name for name, ours in NAMES.items()}
+    name = section.get("name")
+    capped = {key: section.get(key, value) for key, value in COSINE.items()}
+    if name not in known or (name == "cosine" and capped != COSINE):
+        return dict(trained_betas=_forward_variances(schedule))
+    return dict(
+        beta_schedule=known[name],
+        beta_start=section.get("beta_start", DEFAULTS["beta_start"]),
+        beta_end=section.get("beta_end", DEFAULTS["beta_end"]),
+        rescale_betas_zero_snr=section.get("zero_terminal_snr", False),
+    )
+
+
+def _forward_variances(schedule):
+    """β_1 ... β_T in float64: 1 - alpha_t² / alpha_{t-1}² of the table."""
+    log_alpha_sq = -np.logaddexp(0, -np.asarray(schedule.log_snr, np.float64))
+    return (-np.expm1(np.diff(log_alpha_sq))).tolist()

@@ -1,0 +1,170 @@
+"""Trained models, wherever they are: in the folder of a run, or published elsewhere."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ddpm_jax import config, runs
+from ddpm_jax.config import ConfigError
+from ddpm_jax.construct import call
+from ddpm_jax.experiment import Experiment, build
+from ddpm_jax.interop import openai
+from ddpm_jax.interop.pretrained import open_pretrained
+
+# What the weights were trained with, though other values would have the same shapes.
+READ_WITH = {
+    "norm_eps": 1e-6,
+    "symmetric_padding": False,
+    "cos_first": False,
+    "frequency_shift": 1,
+    "index_scale": 1.0,
+    "num_heads": 1,
+    "head_channels": None,
+}
+
+
+class Model(NamedTuple):
+    """A trained model, whose parameters are not read yet.
+
+    Attributes:
+      config: what it is.
+      load_params: experiment -> the parameters of its network; they must fit.
+    """
+
+    config: dict[str, Any]
+    load_params: Callable[[Experiment], Any]
+
+
+def from_run(workdir: str | Path, ema: bool = True, step: int | None = None) -> Model:
+    """Opens the model of a run.
+
+    Args:
+      workdir: the folder of the run.
+      ema: whether to take the averaged parameters or the raw ones.
+      step: of the checkpoint, by default the latest.
+
+    Raises:
+      ConfigError: if the folder does not hold a run.
+    """
+    return Model(
+        runs.read_config(workdir),
+        lambda experiment: runs.load_params(workdir, experiment, ema, step),
+    )
+
+
+def from_pretrained(path: str, settings: openai.Settings | None = None) -> Model:
+    """Opens a published model.
+
+    Args:
+      path: a folder of diffusers, a checkpoint file of ermongroup/ddim or of OpenAI, or
+        the name of a model on the Hugging Face hub.
+      settings: what a file of OpenAI's code does not say; known for published files.
+
+    Raises:
+      OSError: if it cannot be read, or is of a model that our U-Net cannot be.
+    """
+    opened = open_pretrained(path, settings)
+    return Model(
+        config.override(opened.config, ()),
+        lambda experiment: opened.read(experiment.abstract_state().params),
+    )
+
+
+def load_pretrained(
+    path: str, overrides=(), settings: openai.Settings | None = None
+) -> tuple[Experiment, Any]:
+    """Loads a published model, ready for `make_sample_fn`.
+
+    Args:
+      path: see `from_pretrained`.
+      overrides: changes of its config, such as "sampler={'name': 'ddim'}".
+      settings: see `from_pretrained`.
+
+    Returns:
+      (experiment, params), as in `experiment.sample_fn(params, keys, labels)`.
+
+    Raises:
+      OSError: see `from_pretrained`; and if a tensor is missing, extra or misshapen.
+      ConfigError: for an override that does not fit.
+    """
+    model = from_pretrained(path, settings)
+    experiment = build(config.override(model.config, overrides))
+    return experiment, model.load_params(experiment)
+
+
+def begin_from(path: str, settings: dict[str, Any], experiment: Experiment):
+    """Loads the parameters from which a run begins (`config.init_from`).
+
+    Args:
+      path: the folder of a run, or as `from_pretrained`.
+      settings: the config of the run that begins.
+      experiment: built of it.
+
+    Returns:
+      (params, notes), the latter on what the model was trained for and this run is not.
+
+    Raises:
+      ConfigError: if the network here would read the weights in another way.
+      OSError: if they are of another network.
+    """
+    model = from_run(path) if runs.is_run(path) else from_pretrained(path)
+    for key, default in READ_WITH.items():
+        there = model.config["network"].get(key, default)
+        here = settings["network"].get(key, default)
+        if there != here:
+            raise ConfigError(
+                f"config.network.{key} is {here}, but {path} was trained with {there}: "
+                f"give --config.network.{key}={there}"
+            )
+    notes = [
+        f"{key} was {there} there and is {here} here"
+        for key, (there, here) in config.differences(model.config, settings).items()
+        if key.startswith("schedule.") or key == "loss.predicts"
+    ]
+    return model.load_params(experiment), notes
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments that say which model."""
+    one = parser.add_mutually_exclusive_group(required=True)
+    one.add_argument("--workdir", metavar="DIR", help="the folder of a run")
+    one.add_argument(
+        "--pretrained",
+        metavar="PATH",
+        help="a diffusers folder, a checkpoint of ermongroup/ddim or OpenAI, or a name "
+        "on the Hugging Face hub, such as google/ddpm-cifar10-32",
+    )
+    add = parser.add_argument
+    add(
+        "--weights", choices=["ema", "raw"], default="ema", help="of a run; default ema"
+    )
+    add("--step", type=int, help="of a run's checkpoint (default: the latest)")
+    add(
+        "--openai",
+        metavar="KEY=VALUE,...",
+        help="what an unpublished checkpoint of OpenAI's code does not say, as in "
+        "image_size=64,num_heads=4,schedule=cosine,num_steps=4000",
+    )
+
+
+def from_args(args: argparse.Namespace) -> Model:
+    """Opens the model that the arguments name, with their overrides of its config.
+
+    Raises:
+      ConfigError: for whatever the user can mend.
+      OSError: see `from_pretrained`.
+    """
+    if args.workdir is not None:
+        model = from_run(args.workdir, args.weights == "ema", args.step)
+    else:
+        model = from_pretrained(args.pretrained, _openai_settings(args.openai))
+    return model._replace(config=config.override(model.config, args.overrides))
+
+
+def _openai_settings(text):
+    if text is None:
+        return None
+    pairs = [part.partition("=") for part in text.split(",")]
+    given = {key: config.literal(value) for key, _, value in pairs}
+    return call(given, "openai", openai.Settings)

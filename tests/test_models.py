@@ -1,0 +1,220 @@
+"""Trained models of runs and of others: sampled, scored, converted, begun from."""
+
+import argparse
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+import ddpm_jax
+from ddpm_jax import cli, config, convert, evaluate, experiment, models, runs, sample
+from ddpm_jax.config import ConfigError
+from ddpm_jax.train import train
+
+TINY = (
+    "network.channels=8",
+    "network.channel_mults=1,2",
+    "network.num_groups=4",
+    "network.label_dropout=0.0",
+    "network.learned_variance=True",
+    "schedule.num_steps=20",
+    "loss={'name': 'hybrid', 'predicts': 'eps'}",
+    "sampler={'name': 'ddpm', 'variance': 'learned_range'}",
+    "timesteps.num_steps=5",
+    "data.batch_size=16",
+    "train={'num_steps': 3, 'save_every': 1, 'sample_every': 0, 'log_every': 1}",
+    "optimizer={'name': 'adam', 'learning_rate': 1e-3}",
+)
+
+
+def tiny(*changes):
+    return config.load("configs/digits.py", (*TINY, *changes))
+
+
+def random_params(built, seed=0):
+    random = np.random.default_rng(seed)
+    draw = lambda x: (0.2 * random.standard_normal(x.shape)).astype(x.dtype)
+    return jax.tree.map(draw, built.abstract_state().params)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "run"
+    runs.write(folder, tiny(), random_params(experiment.build(tiny())))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def published(workdir, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "diffusers"
+    call(convert, "--workdir", workdir, "--out", folder)
+    return folder
+
+
+def call(main, *given):
+    """Runs a main within this process."""
+    parser = main.add_arguments(cli.parser(main.__doc__))
+    overrides = [str(g)[9:] for g in given if str(g).startswith("--config.")]
+    args = [str(g) for g in given if not str(g).startswith("--config.")]
+    args = parser.parse_args(args, argparse.Namespace(overrides=overrides))
+    args.overrides = overrides
+    return main.main(args)
+
+
+def assert_same(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_there_and_back_again(workdir, published, tmp_path):
+    """Run, diffusers, run: the parameters bit for bit, and the same images."""
+    call(convert, "--pretrained", published, "--out", tmp_path / "again")
+    _, before = ddpm_jax.load(workdir)
+    _, after = ddpm_jax.load(tmp_path / "again")
+    _, raw = ddpm_jax.load(tmp_path / "again", ema=False)
+    _, imported = ddpm_jax.load_pretrained(str(published))
+    for params in (after, raw, imported):
+        assert_same(before, params)
+    drawn = []
+    for model in (
+        ["--workdir", workdir],
+        ["--pretrained", published],
+        ["--workdir", tmp_path / "again"],
+    ):
+        out = tmp_path / f"{len(drawn)}.npz"
+        call(sample, *model, "--num", 4, "--steps", 5, "--out", out)
+        drawn.append(np.load(out)["images"])
+    np.testing.assert_array_equal(drawn[0], drawn[1])
+    np.testing.assert_array_equal(drawn[0], drawn[2])
+
+
+def test_overrides_change_how_a_model_is_read(workdir, published):
+    """A folder of diffusers has no null class: who trained with one can say so."""
+    changes = ("network.num_classes=9", "network.label_dropout=0.1")
+    built, params = ddpm_jax.load_pretrained(str(published), changes)
+    assert built.num_classes == 9
+    assert params["class_embedding"]["embedding"].shape[0] == 10
+    with pytest.raises(OSError, match="class_embedding.weight is .* in the model"):
+        ddpm_jax.load_pretrained(str(published), ("network.num_classes=11",))
+
+
+def test_training_begins_from_a_model(workdir, published, tmp_path, capsys):
+    """At a learning rate near 0 the weights stay; the source is needed only once."""
+    _, source = ddpm_jax.load(workdir)
+    for i, path in enumerate((workdir, published)):
+        copy = shutil.copytree(path, tmp_path / f"source{i}")
+        settings = tiny(f"init_from={copy}", "optimizer.learning_rate=1e-12")
+        assert train(settings, tmp_path / f"run{i}") == 0
+        assert f"beginning from {copy}" in capsys.readouterr().out
+        _, params = ddpm_jax.load(tmp_path / f"run{i}")
+        for x, y in zip(jax.tree.leaves(source), jax.tree.leaves(params), strict=True):
+            np.testing.assert_allclose(x, y, atol=1e-6)
+        shutil.rmtree(copy)
+        more = config.override(settings, ["train.num_steps=4"])
+        assert train(more, tmp_path / f"run{i}") == 0
+
+
+def test_what_cannot_be_begun_from(workdir, tmp_path):
+    begin = lambda *changes: models.begin_from(
+        str(workdir), tiny(*changes), experiment.build(tiny(*changes))
+    )
+    with pytest.raises(ConfigError, match="norm_eps is 1e-05, but .* with 1e-06: give"):
+        begin("network.norm_eps=1e-5")
+    with pytest.raises(ConfigError, match="is of another network"):
+        begin("network.channels=16")
+    _, notes = begin("schedule.num_steps=30", "loss.predicts=v")
+    assert sorted(notes) == [
+        "loss.predicts was eps there and is v here",
+        "schedule.num_steps was 20 there and is 30 here",
+    ]
+    with pytest.raises(OSError, match="no file or folder .*nowhere"):
+        train(tiny(f"init_from={tmp_path}/nowhere"), tmp_path / "run")
+    assert not (tmp_path / "run" / "config.json").exists()
+    with pytest.raises(ConfigError, match="init_from must be the path"):
+        tiny("init_from=3")
+
+
+def test_a_run_that_has_not_begun_goes_on_from_its_parameters(workdir, tmp_path):
+    """A checkpoint of step 0 is one: it is not drawn anew."""
+    copy = shutil.copytree(workdir, tmp_path / "copy")
+    settings = config.override(runs.read_config(copy), ["optimizer.learning_rate=1e-9"])
+    assert train(settings, copy) == 0
+    _, before = ddpm_jax.load(workdir)
+    _, after = ddpm_jax.load(copy)
+    for x, y in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-5)
+
+
+def test_scores(workdir, tmp_path):
+    out = tmp_path / "scores.json"
+    given = ["--workdir", workdir, "--num", 11, "--out", out]
+    call(evaluate, *given, "--metrics", "bpd,ode_bpd", "--tolerance", 1e-3)
+    both = json.loads(out.read_text())
+    assert both["bpd"]["variance"] == "learned_range" and both["bpd"]["num_steps"] == 20
+    assert both["bpd"]["data"]["split"] == "test" and both["bpd"]["num"] == 11
+    assert all(np.isfinite(score["mean"]) for score in both.values())
+    call(evaluate, *given, "--batch_size", 8)
+    again = json.loads(out.read_text())["bpd"]["mean"]
+    np.testing.assert_allclose(again, both["bpd"]["mean"], rtol=1e-5)
+    call(evaluate, *given, "--variance", "fixed_small")
+    assert json.loads(out.read_text())["bpd"]["mean"] != again
+
+
+MISTAKES = {
+    "unknown metric 'bdp'; did you mean 'bpd'": ["--metrics", "bdp"],
+    "no split 'tset'": ["--split", "tset"],
+    "--num must be at least 2": ["--num", "1"],
+    "unknown variance 'learned'": ["--variance", "learned"],
+    "--tolerance must lie": ["--tolerance", "0"],
+    "there is no folder": ["--out", "nowhere/at/all.json"],
+}
+
+
+@pytest.mark.parametrize("message", MISTAKES)
+def test_mistakes_of_evaluation(workdir, message):
+    with pytest.raises(ConfigError, match=message):
+        call(evaluate, "--workdir", workdir, *MISTAKES[message])
+
+
+def test_mistakes_of_models(workdir, published, tmp_path):
+    with pytest.raises(ConfigError, match="does not say of what data"):
+        call(evaluate, "--pretrained", published)
+    with pytest.raises(ConfigError, match="is there already"):
+        call(convert, "--pretrained", published, "--out", workdir)
+    with pytest.raises(ConfigError, match="did you mean 'num_heads'"):
+        call(sample, "--pretrained", published, "--openai", "num_head=3")
+    with pytest.raises(ConfigError, match="did you mean 'sampler.name'"):
+        call(sample, "--pretrained", published, "--config.samplr.name=ddim")
+
+
+def test_a_pretrained_model_is_scored_on_the_data_given(workdir, published, tmp_path):
+    scores = []
+    for model in (["--workdir", workdir], ["--pretrained", published]):
+        out = tmp_path / "scores.json"
+        data = "--config.data={'name': 'digits'}"
+        call(evaluate, *model, data, "--num", 5, "--out", out)
+        scores.append(json.loads(out.read_text())["bpd"]["mean"])
+    np.testing.assert_allclose(*scores, rtol=1e-6)
+
+
+def test_hybrid_training_lowers_the_bound(tmp_path):
+    settings = tiny(
+        "network.channels=16",
+        "schedule.num_steps=50",
+        "optimizer.learning_rate=3e-3",
+        "data.batch_size=32",
+        "train={'num_steps': 120, 'save_every': 60, 'sample_every': 0, 'keep': 9}",
+        "train.ema_decay=0.5",
+    )
+    untrained = experiment.build(settings)
+    runs.write(tmp_path / "0", settings, untrained.init(jax.random.key(0)).params)
+    assert train(settings, tmp_path / "120") == 0
+    scores = []
+    for name, step in (("0", 0), ("120", 60), ("120", 120)):
+        out = tmp_path / "scores.json"
+        given = ["--workdir", tmp_path / name, "--step", step, "--num", 64]
+        call(evaluate, *given, "--out", out)
+        scores.append(json.loads(out.read_text())["bpd"]["mean"])
+    assert scores[0] > scores[1] + 0.5 > scores[2] + 0.5, scores

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.diffusion import bound, schedules, timesteps
+from ddpm_jax.diffusion import bound, process, schedules, timesteps
 
 SCHEDULE = schedules.cosine(40)
 TIMES = timesteps.trailing(40, 40)
@@ -34,6 +34,23 @@ def test_chunks_and_batches_change_nothing():
 
 def test_labels_reach_the_network():
     assert not np.allclose(scored(cond=jnp.arange(8)).steps[1:], scored().steps[1:])
+
+
+def test_what_a_network_predicts_does_not_matter():
+    """One denoiser, said as eps, x_0 and v, has one bound."""
+
+    def saying(predicts):
+        def network(params, x, index, *_):
+            t = index + 1
+            found = process.from_eps(SCHEDULE, x, t, apply(None, x, index, None, None))
+            v = process.velocity(SCHEDULE, found.x_0, t, found.eps)
+            return {"eps": found.eps, "x_0": found.x_0, "v": v}[predicts]
+
+        fn = bound.make_bound(network, SCHEDULE, TIMES, predicts, "fixed_large")
+        return jax.jit(fn)(None, KEYS, IMAGES).steps
+
+    for predicts in ("x_0", "v"):
+        np.testing.assert_allclose(saying(predicts), saying("eps"), rtol=1e-3)
 
 
 def test_knowing_the_image_costs_the_decoder_only():

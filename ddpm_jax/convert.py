@@ -46,17 +46,10 @@ def main(args: argparse.Namespace) -> None:
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     print(f"wrote {out}, {count:,} parameters")
     if kind == "diffusers" and experiment.num_classes:
-        print(
-            "DDPMPipeline gives no labels: sample this one with UNet2DModel"
-            + _null_note(model.config)
-        )
-
-
-def _null_note(settings):
-    network = settings["network"]
-    if not network.get("label_dropout"):
-        return ""
-    return f"; label {network['num_classes']} is the null class of guidance"
+        note = "DDPMPipeline gives no labels: sample this one with UNet2DModel"
+        if model.config["network"].get("label_dropout"):
+            note += f"; {experiment.num_classes} is the null class of guidance"
+        print(note)
 
 
 if __name__ == "__main__":

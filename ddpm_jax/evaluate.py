@@ -39,7 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     add("--variance", help="of bpd: fixed_small, fixed_large or learned_range")
     add("--tolerance", type=float, default=1e-5, help="of ode_bpd (default: 1e-5)")
     add("--batch_size", type=int, default=64, help="images at a time (default: 64)")
-    add("--out", metavar="FILE.json", help="default: evaluation.json in --workdir")
+    add(
+        "--out",
+        metavar="FILE.json",
+        help="default: evaluation.json in --workdir or here",
+    )
     return parser
 
 
@@ -102,7 +106,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     Raises:
       ConfigError: for whatever the user can mend.
     """
-    metrics = args.metrics.split(",")
+    metrics = dict.fromkeys(args.metrics.split(","))
     for name in metrics:
         if name not in ("bpd", "ode_bpd"):
             raise ConfigError(unknown("metric", name, ("bpd", "ode_bpd")))
@@ -116,7 +120,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     params = model.load_params(run)
     protocol = {
         "model": args.workdir or args.pretrained,
-        "weights": args.weights if args.workdir else "pretrained",
+        "weights": (args.weights or "ema") if args.workdir else "pretrained",
         "data": {**model.config["data"], "split": args.split},
         "num": len(data[0]),
         "seed": args.seed,
@@ -137,7 +141,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 def _read_images(run, config, args):
     """A key for each image, the images in [-1, 1], and their labels or None."""
-    if "data" not in config:
+    if "name" not in config.get("data", {}):
         raise ConfigError(
             "this model does not say of what data: give --config.data.name and what it "
             "needs, as in --config.data.name=tfds --config.data.dataset=cifar10"
@@ -172,6 +176,8 @@ def main(args: argparse.Namespace) -> None:
     out = Path(args.out or Path(folder, "evaluation.json"))
     if not out.parent.is_dir():
         raise ConfigError(f"--out {out}: there is no folder {out.parent}")
+    if out.is_dir():
+        raise ConfigError(f"--out {out} is a folder: give the name of a file")
     scores = evaluate(args)
     for name, score in scores.items():
         print(f"{name:8} {score['mean']:.4f} ± {score['standard_error']:.4f} bits/dim")

@@ -53,18 +53,35 @@ def from_run(workdir: str | Path, ema: bool = True, step: int | None = None) -> 
     )
 
 
-def from_pretrained(path: str, settings: openai.Settings | None = None) -> Model:
+class Beginning(NamedTuple):
+    """Where a run begins.
+
+    Attributes:
+      params: the parameters of its network.
+      notes: what they were trained for that this run is not, in words.
+    """
+
+    params: Any
+    notes: list[str]
+
+
+def from_pretrained(
+    path: str,
+    settings: openai.Settings | None = None,
+    image_shape: tuple[int, int, int] | None = None,
+) -> Model:
     """Opens a published model.
 
     Args:
       path: a folder of diffusers, a checkpoint file of ermongroup/ddim or of OpenAI, or
         the name of a model on the Hugging Face hub.
       settings: what a file of OpenAI's code does not say; known for published files.
+      image_shape: (height, width, channels), for a folder that does not say.
 
     Raises:
       OSError: if it cannot be read, or is of a model that our U-Net cannot be.
     """
-    opened = open_pretrained(path, settings)
+    opened = open_pretrained(path, settings, image_shape)
     return Model(
         config.override(opened.config, ()),
         lambda experiment: opened.read(experiment.abstract_state().params),
@@ -93,7 +110,9 @@ def load_pretrained(
     return experiment, model.load_params(experiment)
 
 
-def begin_from(path: str, settings: dict[str, Any], experiment: Experiment):
+def begin_from(
+    path: str, settings: dict[str, Any], experiment: Experiment
+) -> Beginning:
     """Loads the parameters from which a run begins (`config.init_from`).
 
     Args:
@@ -101,14 +120,15 @@ def begin_from(path: str, settings: dict[str, Any], experiment: Experiment):
       settings: the config of the run that begins.
       experiment: built of it.
 
-    Returns:
-      (params, notes), the latter on what the model was trained for and this run is not.
-
     Raises:
-      ConfigError: if the network here would read the weights in another way.
-      OSError: if they are of another network.
+      ConfigError: if they cannot be read, are of another network, or would be read in
+        another way than they were trained.
     """
-    model = from_run(path) if runs.is_run(path) else from_pretrained(path)
+    try:
+        model = from_run(path) if runs.is_run(path) else from_pretrained(path)
+        params = model.load_params(experiment)
+    except (ConfigError, OSError) as error:
+        raise ConfigError(f"config.init_from: {error}") from error
     for key, default in READ_WITH.items():
         there = model.config["network"].get(key, default)
         here = settings["network"].get(key, default)
@@ -122,7 +142,7 @@ def begin_from(path: str, settings: dict[str, Any], experiment: Experiment):
         for key, (there, here) in config.differences(model.config, settings).items()
         if key.startswith("schedule.") or key == "loss.predicts"
     ]
-    return model.load_params(experiment), notes
+    return Beginning(params, notes)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -136,9 +156,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "on the Hugging Face hub, such as google/ddpm-cifar10-32",
     )
     add = parser.add_argument
-    add(
-        "--weights", choices=["ema", "raw"], default="ema", help="of a run; default ema"
-    )
+    add("--weights", choices=["ema", "raw"], help="of a run (default: ema)")
     add("--step", type=int, help="of a run's checkpoint (default: the latest)")
     add(
         "--openai",
@@ -155,11 +173,24 @@ def from_args(args: argparse.Namespace) -> Model:
       ConfigError: for whatever the user can mend.
       OSError: see `from_pretrained`.
     """
+    trained = tuple(f"network.{key}" for key in READ_WITH)
     if args.workdir is not None:
-        model = from_run(args.workdir, args.weights == "ema", args.step)
+        if args.openai is not None:
+            raise ConfigError("--openai belongs to --pretrained")
+        model = from_run(args.workdir, args.weights != "raw", args.step)
+        trained += ("schedule.", "loss.predicts")
     else:
-        model = from_pretrained(args.pretrained, _openai_settings(args.openai))
-    return model._replace(config=config.override(model.config, args.overrides))
+        if args.step is not None or args.weights is not None:
+            raise ConfigError("--step and --weights belong to --workdir")
+        if runs.is_run(args.pretrained):
+            raise ConfigError(f"{args.pretrained} is a run: give it as --workdir")
+        settings = _openai_settings(args.openai)
+        model = from_pretrained(args.pretrained, settings, _image_shape(args.overrides))
+    changed = config.override(model.config, args.overrides)
+    for key, (was, _) in config.differences(model.config, changed).items():
+        if key.startswith(trained):
+            raise ConfigError(f"config.{key}: the model was trained with {was}")
+    return model._replace(config=changed)
 
 
 def _openai_settings(text):
@@ -167,4 +198,21 @@ def _openai_settings(text):
         return None
     pairs = [part.partition("=") for part in text.split(",")]
     given = {key: config.literal(value) for key, _, value in pairs}
-    return call(given, "openai", openai.Settings)
+    try:
+        if "image_size" not in given:
+            given = {"image_size": 0, **given}
+        settings = call(given, "openai", openai.Settings)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("config.openai", "--openai")) from error
+    if settings.image_size < 1:
+        raise ConfigError("--openai must say the image_size, as in image_size=64")
+    return settings
+
+
+def _image_shape(overrides):
+    """The shape of images among overrides, for a model that does not say."""
+    given = [text for text in overrides if text.startswith("image_shape=")]
+    if not given:
+        return None
+    shape = config.literal(given[-1].removeprefix("image_shape="))
+    return tuple(config.override({"image_shape": shape}, ())["image_shape"])

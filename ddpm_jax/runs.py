@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import shutil
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from ddpm_jax.training.checkpoints import Checkpoints
 # What may change when a run goes on; anything else would make it another run. The
 # learning rate and clipping are there so that a run which diverged can be saved.
 MAY_CHANGE = (
+    "init_from",
     "data.data_dir",
     "denoiser.",
     "optimizer.clip_norm",
@@ -37,7 +39,10 @@ def read_config(workdir: str | Path) -> dict[str, Any]:
     """
     path = Path(workdir) / "config.json"
     if not path.is_file():
-        raise ConfigError(f"{workdir} is not the folder of a run: no config.json in it")
+        raise ConfigError(
+            f"{workdir} is not the folder of a run: no config.json in it (a published "
+            "model is given as --pretrained)"
+        )
     try:
         return json.loads(path.read_text())
     except ValueError as error:
@@ -46,22 +51,32 @@ def read_config(workdir: str | Path) -> dict[str, Any]:
 
 def is_run(workdir: str | Path) -> bool:
     """Returns whether a folder holds a run."""
-    return all(
-        (Path(workdir) / name).exists() for name in ("config.json", "checkpoints")
-    )
+    folder = Path(workdir)
+    return (folder / "config.json").exists() and (folder / "checkpoints").exists()
+
+
+def has_checkpoint(workdir: str | Path) -> bool:
+    """Returns whether a folder holds a complete checkpoint."""
+    return any(path.name.isdigit() for path in Path(workdir, "checkpoints").glob("*"))
 
 
 def write(workdir: Path, settings: dict[str, Any], params) -> None:
     """Writes the folder of a run that has not begun, with parameters trained before.
 
     Raises:
-      OSError: if it cannot be written.
+      OSError: if it cannot be written; nothing is left then.
     """
-    settings = {**settings, "optimizer": {"name": "sgd"}}  # no moments to keep
-    workdir.mkdir(parents=True, exist_ok=True)
-    with closing(Checkpoints(workdir / "checkpoints")) as checkpoints:
-        checkpoints.save(build(settings).begin(params))
-    write_config(workdir, settings)
+    settings = {"optimizer": {"name": "sgd"}, **settings}  # sgd: no moments to keep
+    partial = workdir.with_name(f".{workdir.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        with closing(Checkpoints(partial / "checkpoints")) as checkpoints:
+            checkpoints.save(build(settings).begin(params))
+        write_config(partial, settings)
+        partial.replace(workdir)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_config(workdir: Path, settings: dict[str, Any]) -> None:
@@ -79,7 +94,7 @@ def changes(workdir: Path, settings: dict[str, Any]) -> list[str]:
         checkpoints of an unknown config.
     """
     if not (workdir / "config.json").exists():
-        if (workdir / "checkpoints").exists():
+        if has_checkpoint(workdir):
             raise ConfigError(
                 f"{workdir} holds checkpoints, but no config.json that says of what: "
                 "choose another --workdir"

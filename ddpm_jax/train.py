@@ -48,6 +48,10 @@ def train(settings: dict[str, Any], workdir: str | os.PathLike) -> int:
     workdir = Path(workdir)
     changes = runs.changes(workdir, settings)
     batch_fn = experiments.make_batches(settings, options)
+    source = settings.get("init_from")
+    begun_from = None
+    if source and not runs.has_checkpoint(workdir):
+        begun_from = models.begin_from(source, settings, experiment)
     workdir.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         enter = stack.enter_context
@@ -63,10 +67,9 @@ def train(settings: dict[str, Any], workdir: str | os.PathLike) -> int:
         init_key, train_key = jax.random.split(jax.random.key(settings.get("seed", 0)))
         if latest is not None:
             state = checkpoints.restore(experiment.abstract_state())
-        elif init_from := settings.get("init_from"):
-            params, notes = models.begin_from(init_from, settings, experiment)
-            state = experiment.begin(params)
-            changes = [f"beginning from {init_from}", *notes]
+        elif begun_from is not None:
+            state = experiment.begin(begun_from.params)
+            changes = [f"beginning from {source}", *begun_from.notes]
         else:
             state = jax.jit(experiment.init)(init_key)
         if jax.process_index() == 0:

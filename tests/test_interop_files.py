@@ -162,13 +162,16 @@ def test_round_trip(tmp_path, name):
     jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
-def test_null_class_becomes_a_class(tmp_path):
+def test_null_class_comes_back(tmp_path):
+    """It is one more class for diffusers, and a key of ours says which."""
     config = changed("network", num_classes=5, label_dropout=0.1)
     params = draw(config)
     assert len(params["class_embedding"]["embedding"]) == 6
     diffusers.export(config, LINEAR, params, tmp_path / "model")
     opened = open_pretrained(tmp_path / "model")
-    assert opened.config == changed("network", num_classes=6)
+    theirs = json.loads((tmp_path / "model/unet/config.json").read_text())
+    assert theirs["num_class_embeds"] == 6
+    assert opened.config == config
     jax.tree.map(np.testing.assert_array_equal, opened.read(params), params)
 
 
@@ -512,7 +515,9 @@ def test_published_openai_files_are_known_by_name(tmp_path):
     read(path)
     os.rename(path, tmp_path / "other.safetensors")
     said = message(open_pretrained, tmp_path / "other.safetensors")
-    assert "not one of OpenAI's published files" in said and "Settings(" in said
+    assert (
+        "not one of OpenAI's published files" in said and "--openai image_size=" in said
+    )
 
 
 def test_openai_settings_reach_the_config(tmp_path):

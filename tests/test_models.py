@@ -122,16 +122,16 @@ def test_what_cannot_be_begun_from(workdir, tmp_path):
     )
     with pytest.raises(ConfigError, match="norm_eps is 1e-05, but .* with 1e-06: give"):
         begin("network.norm_eps=1e-5")
-    with pytest.raises(ConfigError, match="is of another network"):
+    with pytest.raises(ConfigError, match="config.init_from: .* of another network"):
         begin("network.channels=16")
     _, notes = begin("schedule.num_steps=30", "loss.predicts=v")
     assert sorted(notes) == [
         "loss.predicts was eps there and is v here",
         "schedule.num_steps was 20 there and is 30 here",
     ]
-    with pytest.raises(OSError, match="no file or folder .*nowhere"):
+    with pytest.raises(ConfigError, match="config.init_from: no file or .*nowhere"):
         train(tiny(f"init_from={tmp_path}/nowhere"), tmp_path / "run")
-    assert not (tmp_path / "run" / "config.json").exists()
+    assert not (tmp_path / "run").exists()
     with pytest.raises(ConfigError, match="init_from must be the path"):
         tiny("init_from=3")
 
@@ -187,6 +187,36 @@ def test_mistakes_of_models(workdir, published, tmp_path):
         call(sample, "--pretrained", published, "--openai", "num_head=3")
     with pytest.raises(ConfigError, match="did you mean 'sampler.name'"):
         call(sample, "--pretrained", published, "--config.samplr.name=ddim")
+    with pytest.raises(ConfigError, match="--step and --weights belong to --workdir"):
+        call(sample, "--pretrained", published, "--step", 3)
+    with pytest.raises(ConfigError, match="--openai belongs to --pretrained"):
+        call(sample, "--workdir", workdir, "--openai", "image_size=8")
+    with pytest.raises(OSError, match="are for files of OpenAI's code"):
+        call(sample, "--pretrained", published, "--openai", "image_size=8")
+    with pytest.raises(ConfigError, match="must say the image_size"):
+        call(sample, "--pretrained", published, "--openai", "num_heads=8")
+    with pytest.raises(ConfigError, match="is a run: give it as --workdir"):
+        call(sample, "--pretrained", workdir)
+    with pytest.raises(ConfigError, match="is given as --pretrained"):
+        call(sample, "--workdir", published)
+    with pytest.raises(ConfigError, match="is a folder: give the name of a file"):
+        call(evaluate, "--workdir", workdir, "--out", tmp_path)
+
+
+@pytest.mark.parametrize("key", ["network.norm_eps=1e-3", "schedule.name=linear"])
+def test_what_was_trained_cannot_be_changed_afterwards(workdir, tmp_path, key):
+    with pytest.raises(ConfigError, match="the model was trained with"):
+        call(convert, "--workdir", workdir, "--out", tmp_path / "x", f"--config.{key}")
+
+
+def test_a_conversion_that_fails_leaves_nothing(workdir, tmp_path, monkeypatch):
+    def full(self, state):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("ddpm_jax.runs.Checkpoints.save", full)
+    with pytest.raises(OSError, match="No space left"):
+        call(convert, "--workdir", workdir, "--out", tmp_path / "x", "--format", "run")
+    assert not [*tmp_path.iterdir()]
 
 
 def test_a_pretrained_model_is_scored_on_the_data_given(workdir, published, tmp_path):

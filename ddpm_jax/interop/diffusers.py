@@ -47,7 +47,8 @@ def import_config(
     image_shape, network = _reading(path, import_network, image_shape)
     sections = dict(image_shape=image_shape, network=network)
     learned_variance = network["learned_variance"]
-    for path in (folder / "scheduler", folder):
+    beside = folder.resolve().parent / "scheduler"  # of a pipeline's `unet/` alone
+    for path in (folder / "scheduler", folder, beside):
         path = path / "scheduler_config.json"
         if path.is_file():
             return sections | _reading(path, import_scheduler, learned_variance)

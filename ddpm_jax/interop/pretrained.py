@@ -45,9 +45,10 @@ def open_pretrained(
       OSError: if it cannot be read, or is of a model that our U-Net cannot be.
     """
     source = Path(path)
-    if not source.exists():
+    if not str(path) or not source.exists():
         source = _download(str(path))
     if source.is_dir():
+        _refuse_settings(source, settings)
         config = diffusers.import_config(source, image_shape)
         file = diffusers.weights_file(source)
         tensors = diffusers.with_new_names(read_tensors(file))
@@ -73,6 +74,7 @@ def _pretrained(file: Path, config, layout: Layout, tensors: Tensors) -> Pretrai
 def _open_file(file, tensors, settings):
     """The config and the layout of a checkpoint, whose kind its names tell."""
     if "temb.dense.0.weight" in tensors:
+        _refuse_settings(file, settings)
         config = ermongroup.import_config(tensors)
         return config, ermongroup.make_layout(config["network"])
     if "input_blocks.0.0.weight" in tensors:
@@ -80,8 +82,8 @@ def _open_file(file, tensors, settings):
         if settings is None:
             raise OSError(
                 "not one of OpenAI's published files, and such a file does not say its "
-                "image size, heads and schedule: give settings, as in "
-                "Settings(64, num_heads=4, schedule='cosine', num_steps=4000)"
+                "image size, heads and schedule: give settings, as in --openai "
+                "image_size=64,num_heads=4,schedule=cosine,num_steps=4000"
             )
         config = openai.import_config(tensors, settings)
         return config, openai.make_layout(config["network"], settings)
@@ -90,6 +92,11 @@ def _open_file(file, tensors, settings):
             "a file of diffusers, which needs its config.json: give the folder"
         )
     raise OSError("not the weights of a U-Net of diffusers, OpenAI or ermongroup/ddim")
+
+
+def _refuse_settings(source, settings):
+    if settings is not None:
+        raise OSError(f"{source}: settings (--openai) are for files of OpenAI's code")
 
 
 def _download(name):

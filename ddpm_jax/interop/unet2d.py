@@ -54,6 +54,9 @@ SUPPORTED = dict(
     add_attention=(True,),
     class_embed_type=(None,),
 )
+# A key of ours, which diffusers passes over: how often training dropped labels. Where
+# it is there, the last class is the null class of guidance.
+NULL_CLASS = "_label_dropout"
 # The names are written without the prefix "UNetRes" that old configs have.
 PLAIN = {"down": "DownBlock2D", "up": "UpBlock2D"}
 ATTENTION = {"down": "AttnDownBlock2D", "up": "AttnUpBlock2D"}
@@ -129,6 +132,7 @@ def import_network(theirs: dict[str, Any], image_shape=None):
     widths = theirs["block_out_channels"]
     attention, residual_resample = _blocks(theirs)
     head_channels = theirs["attention_head_dim"]
+    label_dropout = theirs.get(NULL_CLASS, 0.0)
     network = dict(
         name="unet",
         channels=widths[0],
@@ -140,7 +144,8 @@ def import_network(theirs: dict[str, Any], image_shape=None):
         dropout=theirs["dropout"],
         scale_shift=theirs["resnet_time_scale_shift"] == "scale_shift",
         residual_resample=residual_resample,
-        num_classes=theirs["num_class_embeds"] or 0,
+        num_classes=(theirs["num_class_embeds"] or 0) - (1 if label_dropout else 0),
+        **({"label_dropout": label_dropout} if label_dropout else {}),
         learned_variance=theirs["out_channels"] != theirs["in_channels"],
         num_groups=theirs["norm_num_groups"],
         norm_eps=theirs["norm_eps"],
@@ -203,6 +208,7 @@ def export_network(image_shape, network: dict[str, Any], num_classes: int):
         norm_eps=ours["norm_eps"],
         resnet_time_scale_shift="scale_shift" if scale_shift else "default",
         num_class_embeds=num_classes or None,
+        **({NULL_CLASS: ours["label_dropout"]} if ours["label_dropout"] else {}),
     )
 
 
@@ -225,6 +231,9 @@ def _refuse_what_differs(theirs):
         raise refuse("time_embedding_dim", theirs["time_embedding_dim"])
     if not isinstance(theirs["norm_num_groups"], int):
         raise refuse("norm_num_groups", theirs["norm_num_groups"])
+    for key in ("in_channels", "out_channels", "layers_per_block"):
+        if not isinstance(theirs[key], int):
+            raise refuse(key, theirs[key], "it must be a whole number")
     groups = theirs["attn_norm_num_groups"]
     if groups is None and theirs["resnet_time_scale_shift"] == "default":
         groups = theirs["norm_num_groups"]
@@ -239,7 +248,9 @@ def _refuse_what_differs(theirs):
 def _image_shape(theirs, image_shape):
     size, channels = theirs["sample_size"], theirs["in_channels"]
     if size is None and image_shape is None:
-        raise OSError("sample_size is null: give image_shape=(height, width, channels)")
+        raise OSError(
+            "sample_size is null: give --config.image_shape=HEIGHT,WIDTH,CHANNELS"
+        )
     if size is not None:
         height, width = (size, size) if isinstance(size, int) else size
         image_shape = (height, width, channels)

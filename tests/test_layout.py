@@ -18,6 +18,7 @@ RANKS = {
     "training": 1,
     "construct": 2,
     "interop": 2,
+    "evaluation": 3,
     "experiment": 3,
     "runs": 4,
     "cli": 4,

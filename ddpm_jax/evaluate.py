@@ -181,9 +181,10 @@ def main(args: argparse.Namespace) -> None:
     scores = evaluate(args)
     for name, score in scores.items():
         print(f"{name:8} {score['mean']:.4f} ± {score['standard_error']:.4f} bits/dim")
-    partial = out.with_name(f".{out.name}.partial")
-    partial.write_text(json.dumps(scores, indent=2) + "\n")
-    partial.replace(out)
+    if jax.process_index() == 0:
+        partial = out.with_name(f".{out.name}.partial")
+        partial.write_text(json.dumps(scores, indent=2) + "\n")
+        partial.replace(out)
     print(f"of {score['num']} images; the protocol is in {out}")
 
 

@@ -1,11 +1,12 @@
 """Trained models, wherever they are: in the folder of a run, or published elsewhere."""
 
 import argparse
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ddpm_jax import config, runs
+from ddpm_jax import config, networks, runs
 from ddpm_jax.config import ConfigError
 from ddpm_jax.construct import call
 from ddpm_jax.experiment import Experiment, build
@@ -13,15 +14,15 @@ from ddpm_jax.interop import openai
 from ddpm_jax.interop.pretrained import open_pretrained
 
 # What the weights were trained with, though other values would have the same shapes.
-READ_WITH = {
-    "norm_eps": 1e-6,
-    "symmetric_padding": False,
-    "cos_first": False,
-    "frequency_shift": 1,
-    "index_scale": 1.0,
-    "num_heads": 1,
-    "head_channels": None,
-}
+READ_WITH = (
+    "norm_eps",
+    "symmetric_padding",
+    "cos_first",
+    "frequency_shift",
+    "index_scale",
+    "num_heads",
+    "head_channels",
+)
 
 
 class Model(NamedTuple):
@@ -129,7 +130,9 @@ def begin_from(
         params = model.load_params(experiment)
     except (ConfigError, OSError) as error:
         raise ConfigError(f"config.init_from: {error}") from error
-    for key, default in READ_WITH.items():
+    defaults = inspect.signature(networks.unet).parameters
+    for key in READ_WITH:
+        default = defaults[key].default
         there = model.config["network"].get(key, default)
         here = settings["network"].get(key, default)
         if there != here:

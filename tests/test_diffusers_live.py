@@ -3,6 +3,7 @@
 It needs PyTorch and diffusers: pip install .[test,oracle]
 """
 
+import importlib
 import json
 
 import jax
@@ -17,11 +18,7 @@ from ddpm_jax.networks import unet
 
 torch = pytest.importorskip("torch")
 hf = pytest.importorskip("diffusers")
-pipeline_ddim = pytest.importorskip("diffusers.pipelines.ddim.pipeline_ddim")
-pytestmark = [  # of the packages themselves
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-]
+pipeline_ddim = importlib.import_module("diffusers.pipelines.ddim.pipeline_ddim")
 
 TINY = dict(
     name="unet",

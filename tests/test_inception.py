@@ -230,7 +230,7 @@ def test_any_other_file_is_refused_unread(tmp_path, monkeypatch):
 
 
 def test_absent_file_and_wrong_name(tmp_path):
-    with pytest.raises(OSError, match="--inception_weights") as error:
+    with pytest.raises(OSError, match="give its path") as error:
         weights.load_weights(tmp_path / "none.pth")
     assert all(url in str(error.value) for url in weights.URLS)
     with pytest.raises(OSError, match="must end in .safetensors"):

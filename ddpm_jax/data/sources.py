@@ -66,7 +66,7 @@ def arrays(
             stored = {key: archive[key] for key in archive.files}
     except Exception as error:  # NumPy raises anything on corrupt bytes.
         raise ValueError(
-            f"{path} is not a readable .npz of plain arrays: write it with "
+            f"{path} is not a readable .npz of plain arrays ({error}): write it with "
             "np.savez(path, images=..., labels=...)"
         ) from error
     if "images" not in stored:

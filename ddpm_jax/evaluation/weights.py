@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from ddpm_jax.evaluation import inception
@@ -26,7 +26,6 @@ SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 NUM_BYTES = 95_628_359
 SOURCE = "source_sha256"  # in the metadata of converted files
 SUFFIX = ".safetensors"
-OPTION = "--inception_weights"
 
 
 def load_weights(path: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -64,16 +63,16 @@ def convert_weights(path: str | os.PathLike, out: str | os.PathLike) -> None:
     try:
         save_file(tensors, partial, metadata={SOURCE: SHA256})
         partial.replace(out)
-    except Exception as error:  # safetensors has errors of its own for a full disk
-        partial.unlink(missing_ok=True)
+    except (OSError, SafetensorError) as error:
         raise OSError(f"cannot write {out} ({error})") from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _read_published(path):
     if not path.is_file():
         raise OSError(
-            f"no file {path}: download {' or '.join(URLS)}, and say where it is with "
-            f"{OPTION}"
+            f"no file {path}: download {' or '.join(URLS)}, and give its path"
         )
     _verify(path)
     return _tensors(path)

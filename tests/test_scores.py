@@ -17,9 +17,13 @@ def moments_of(features):
     return moments.update(moments.empty(features.shape[1]), features)
 
 
-def gaussian(mean, covariance, num=1001):
-    """Moments with exactly this mean and covariance."""
-    return moments.Moments(num, np.asarray(mean), np.asarray(covariance) * (num - 1))
+def gaussian(mean, covariance):
+    return moments.Gaussian(np.asarray(mean), np.asarray(covariance))
+
+
+def distance(features, others):
+    gaussians = [moments.gaussian(moments_of(each)) for each in (features, others)]
+    return moments.frechet_distance(*gaussians)
 
 
 def assert_same(a, b, **tolerance):
@@ -52,7 +56,7 @@ def test_inception_score_of_openai():
 
 
 def test_frechet_distance():
-    ours = moments.frechet_distance(moments_of(GENERATED), moments_of(REAL))
+    ours = distance(GENERATED, REAL)
     np.testing.assert_allclose(ours, GOLDEN["fid"], 1e-6)
 
 
@@ -79,7 +83,7 @@ def test_moments_are_those_of_numpy(offset):
     ours = moments_of(features)
     np.testing.assert_allclose(ours.mean, np.mean(features, 0), rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(
-        moments.covariance(ours), np.cov(features.T), rtol=1e-9, atol=1e-10
+        moments.gaussian(ours).covariance, np.cov(features.T), rtol=1e-9, atol=1e-10
     )
 
 
@@ -107,7 +111,7 @@ def test_moments_of_float32_are_float64():
 
 @pytest.mark.parametrize("num", [20, 500])  # also fewer than dimensions
 def test_frechet_distance_to_itself_is_zero(num):
-    ours = moments_of(10 * normal(0, num, 40))
+    ours = moments.gaussian(moments_of(10 * normal(0, num, 40)))
     assert 0 <= moments.frechet_distance(ours, ours) < 1e-6
 
 
@@ -136,7 +140,7 @@ def test_frechet_distance_of_covariances_that_do_not_commute():
 
 def test_a_shift_adds_its_square():
     features, others, shift = normal(0, 200, 6), normal(1, 150, 6) * 2, normal(2, 6)
-    ours, other = moments_of(features), moments_of(others)
+    ours, other = (moments.gaussian(moments_of(x)) for x in (features, others))
     other = other._replace(mean=ours.mean)
     before = moments.frechet_distance(ours, other)
     after = moments.frechet_distance(ours, other._replace(mean=ours.mean + shift))
@@ -273,7 +277,7 @@ BROKEN = np.where(np.arange(10)[:, None] == 4, [np.inf, -np.inf, 0], A)
 
 
 @pytest.mark.parametrize("score", [
-    lambda x, y: moments.frechet_distance(moments_of(x), moments_of(y)),
+    distance,
     lambda x, y: scores.kernel_distance(x, y, 2, 5),
     manifolds.precision_recall,
     manifolds.density_coverage,
@@ -293,7 +297,7 @@ def test_refusals_of_all(score, x, y, message):
 @pytest.mark.parametrize("call, message", [
     (lambda: moments.update(moments.empty(3), NARROW), "one width"),
     (lambda: moments.update(moments.empty(3), A[0]), r"\[num, dim\]"),
-    (lambda: moments.covariance(moments_of(A[:1])), "at least 2"),
+    (lambda: moments.gaussian(moments_of(A[:1])), "at least 2"),
     (lambda: scores.inception_score(A, 0), "num_splits"),
     (lambda: scores.inception_score(A, 11), "at least 11"),
     (lambda: scores.inception_score(BROKEN), "finite"),

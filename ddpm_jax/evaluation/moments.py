@@ -28,6 +28,18 @@ class Moments(NamedTuple):
     scatter: np.ndarray
 
 
+class Gaussian(NamedTuple):
+    """A normal distribution of features.
+
+    Attributes:
+      mean: float64 [dim].
+      covariance: float64 [dim, dim].
+    """
+
+    mean: np.ndarray
+    covariance: np.ndarray
+
+
 def empty(dim: int) -> Moments:
     """Returns the moments of no examples, to start from."""
     return Moments(0, np.zeros(dim), np.zeros((dim, dim)))
@@ -68,21 +80,21 @@ def merge(a: Moments, b: Moments) -> Moments:
     return Moments(num, mean, a.scatter + b.scatter + between)
 
 
-def covariance(moments: Moments) -> np.ndarray:
-    """Returns the unbiased covariance, float64 [dim, dim].
+def gaussian(moments: Moments) -> Gaussian:
+    """Returns the Gaussian of these moments, with the unbiased covariance.
 
-    Its rank is at most num - 1. With num <= dim, directions without variance are an
-    artefact of too few examples; whoever reports a score should say so.
+    The rank of that is at most num - 1. With num <= dim, directions without variance
+    are an artefact of too few examples; whoever reports a score should say so.
 
     Raises:
       ValueError: for fewer than two examples.
     """
     if moments.num < 2:
         raise ValueError(f"a covariance needs at least 2 examples, got {moments.num}")
-    return moments.scatter / (moments.num - 1)
+    return Gaussian(moments.mean, moments.scatter / (moments.num - 1))
 
 
-def frechet_distance(a: Moments, b: Moments) -> float:
+def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     """The squared Fréchet distance of two Gaussians (Heusel et al., 2017).
 
         |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^½)
@@ -90,28 +102,27 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     On pool features of the Inception network this is the FID. It is biased upwards by
     too few examples: compare numbers of equal num only. Where num <= dim the
     covariances are singular; the distance is then defined, but says little (see
-    `covariance`).
+    `gaussian`).
 
     Args:
-      a: moments of one set.
-      b: moments of the other; the distance is symmetric to rounding.
+      a: one Gaussian.
+      b: the other; the distance is symmetric to rounding.
 
     Returns:
       The distance, at least 0; rounding below 0 is cut.
 
     Raises:
-      ValueError: for fewer than two examples, and for widths that differ.
+      ValueError: for widths that differ.
     """
     _check_widths(a, b)
-    covariance_a, covariance_b = covariance(a), covariance(b)
     # With C_a = R R^T, the eigenvalues of C_a C_b are those of the symmetric R^T C_b R,
     # so nothing is ever complex, as square roots of C_a C_b become.
-    values, vectors = np.linalg.eigh(covariance_a)
+    values, vectors = np.linalg.eigh(a.covariance)
     root = vectors * np.sqrt(np.maximum(values, 0))
-    squares = np.linalg.eigvalsh(root.T @ covariance_b @ root)
+    squares = np.linalg.eigvalsh(root.T @ b.covariance @ root)
     overlap = np.sum(np.sqrt(np.maximum(squares, 0)))
     shift = np.sum(np.square(a.mean - b.mean))
-    spread = np.trace(covariance_a) + np.trace(covariance_b) - 2 * overlap
+    spread = np.trace(a.covariance) + np.trace(b.covariance) - 2 * overlap
     return max(float(shift + spread), 0.0)
 
 

@@ -2,14 +2,16 @@
 
 Training is one `pmap`: the state goes in whole and comes out whole (no device axis),
 each device sees its part of the batch, and the step's own `pmean` joins them. Sampling
-is one `shard_map`: keys are cut over the devices, and nothing is exchanged.
+and evaluation are `shard_map`s: examples are cut over the devices, and nothing is
+exchanged but the results, between processes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.experimental.multihost_utils import process_allgather
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
@@ -52,7 +54,7 @@ def shard(fn: Callable) -> Callable:
     mapped = jax.jit(
         jax.shard_map(
             lambda params, examples: fn(params, *examples),
-            mesh=Mesh(np.array(jax.local_devices()), (AXIS,)),
+            mesh=_local_mesh(),
             in_specs=(P(), P(AXIS)),
             out_specs=P(AXIS),
             check_vma=False,
@@ -61,33 +63,74 @@ def shard(fn: Callable) -> Callable:
     return lambda params, *examples: mapped(params, examples)
 
 
+def replicate(params):
+    """Puts parameters on all devices of this process, for a function of `shard`."""
+    return jax.device_put(params, NamedSharding(_local_mesh(), P()))
+
+
+def in_batches(
+    fn: Callable,
+    num: int,
+    batch_size: int,
+    title: str,
+    keep: Callable = lambda start, compute: compute(),
+) -> Iterator:
+    """Yields the results for examples 0 ... num - 1, in order, batch by batch.
+
+    Processes share each batch: every one treats its part of it, and gets the whole.
+
+    Args:
+      fn: positions [part] -> results of these examples, a tree of arrays [part, ...].
+      num: how many examples.
+      batch_size: how many at a time; made a multiple of all devices.
+      title: of the progress bar, which shows the batches where there are several.
+      keep: called as keep(start, compute) for the part that begins at an example; it
+        returns compute(), or what that returned before.
+
+    Yields:
+      NumPy results [batch, ...]; those of the last batch may be fewer.
+    """
+    devices, processes = jax.local_device_count(), jax.process_count()
+    part = -(-min(batch_size, num) // (devices * processes)) * devices
+    starts = range(0, num, part * processes)
+    quiet = True if len(starts) == 1 or jax.process_index() else None
+    for start in tqdm(starts, title, unit="batch", disable=quiet):  # None: on terminals
+        first = start + part * jax.process_index()
+        positions = np.arange(first, first + part) % num  # fills the last batch
+
+        def compute(positions=positions):
+            return jax.device_get(fn(positions))
+
+        results = keep(first, compute)
+        if processes > 1:
+            results = jax.tree.map(_merged, process_allgather(results))
+        yield jax.tree.map(lambda x, left=num - start: x[:left], results)
+
+
 def parallel_map(fn: Callable, batch_size: int, title: str = "sampling") -> Callable:
     """Treats any number of examples, batch by batch, with one compiled program.
 
     Args:
       fn: (params, *examples) -> results, working on each example by itself, such as a
         `sample_fn` with its keys and labels.
-      batch_size: how many examples at a time; made a multiple of the devices.
-      title: of the progress bar, which shows the batches where there are several.
+      batch_size: see `in_batches`, and for `title`.
+      title: of the progress bar.
 
     Returns:
       The same function for any number of examples, with NumPy results; an argument may
-      be None.
+      be None. Processes share the work, and each gets all results.
     """
-    devices = jax.local_device_count()
-    batch_size = -(-batch_size // devices) * devices
     sharded = shard(fn)
 
     def run(params, *examples):
         num = len(jax.tree.leaves(examples)[0])
-        starts = range(0, num, batch_size)
-        quiet = True if len(starts) == 1 else None  # None: quiet without a terminal
-        batches = []
-        for start in tqdm(starts, title, unit="batch", disable=quiet):
-            part = np.arange(start, start + batch_size) % num  # fills the last batch
-            cut = jax.tree.map(lambda x, part=part: x[part], examples)
-            batches.append(jax.device_get(sharded(params, *cut)))
-        return jax.tree.map(lambda *parts: np.concatenate(parts)[:num], *batches)
+        params = replicate(params)
+
+        def run_batch(positions):
+            return sharded(params, *jax.tree.map(lambda x: x[positions], examples))
+
+        batches = in_batches(run_batch, num, batch_size, title)
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *batches)
 
     return run
 
@@ -130,6 +173,15 @@ def initialize(
             "--coordinator, --num_processes and --process_id belong together"
         )
     jax.distributed.initialize(coordinator, num_processes, process_id)
+
+
+def _local_mesh():
+    return Mesh(np.array(jax.local_devices()), (AXIS,))
+
+
+def _merged(x):
+    """[processes, part, ...] -> [batch, ...]."""
+    return x.reshape(-1, *x.shape[2:])
 
 
 def _cut(x):

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from ddpm_jax import config, experiment
+from ddpm_jax import config, datasets, experiment
 from ddpm_jax.data import images
 from ddpm_jax.training import parallel
 from ddpm_jax.training.state import make_train_step
@@ -36,7 +36,7 @@ def recipe(data_dir, *changes):
 
 def batches(made):
     """Returns a function from a step to its batch."""
-    return experiment.make_batches(made, experiment.train_options(made))
+    return datasets.make_batches(made, experiment.train_options(made).num_microbatches)
 
 
 def correctness(data_dir):

@@ -4,10 +4,10 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 
+from ddpm_jax import cache
 from ddpm_jax.config import ConfigError
 from ddpm_jax.training import parallel
 
@@ -108,8 +108,7 @@ def _join(args) -> None:
 def _cache_programs() -> None:
     """Keeps compiled programs between runs, unless the environment says where."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        home = os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(Path(home, "ddpm_jax")))
+        jax.config.update("jax_compilation_cache_dir", str(cache.folder()))
 
 
 def _one_line(error: Exception) -> str:

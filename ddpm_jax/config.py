@@ -9,7 +9,7 @@ import ast
 import inspect
 import json
 import runpy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ SECTIONS = (
     "timesteps",
     "data",
     "train",
+    "evaluation",
 )
 VALUES = ("image_shape", "seed", "init_from")
 
@@ -45,15 +46,7 @@ def load(spec: str, overrides: Iterable[str] = ()) -> dict[str, Any]:
       ConfigError: if there is no such file or variant, or an override names no section.
     """
     path, _, variant = spec.partition(":")
-    if not Path(path).is_file():
-        raise ConfigError(f"no config file {path!r}")
-    try:
-        get_config = runpy.run_path(path).get("get_config")
-    except Exception as error:  # whatever the file does
-        line = f" in line {error.lineno}" if isinstance(error, SyntaxError) else ""
-        raise ConfigError(f"{path}: {error}{line}") from error
-    if not callable(get_config):
-        raise ConfigError(f"{path} does not define a function get_config()")
+    get_config = function_of(path, "get_config")
     if bool(variant) != bool(inspect.signature(get_config).parameters):
         hint = f"takes no variant, but {variant!r} was given"
         if not variant:
@@ -64,6 +57,24 @@ def load(spec: str, overrides: Iterable[str] = ()) -> dict[str, Any]:
     except Exception as error:  # as above
         raise ConfigError(f"{path}: {error}") from error
     return override(config, overrides)
+
+
+def function_of(path: str, name: str) -> Callable:
+    """Runs a Python file and returns a function that it defines.
+
+    Raises:
+      ConfigError: if there is no such file, it fails, or does not define the function.
+    """
+    if not Path(path).is_file():
+        raise ConfigError(f"no file {path!r}")
+    try:
+        function = runpy.run_path(path).get(name)
+    except Exception as error:  # whatever the file does
+        line = f" in line {error.lineno}" if isinstance(error, SyntaxError) else ""
+        raise ConfigError(f"{path}: {error}{line}") from error
+    if not callable(function):
+        raise ConfigError(f"{path} does not define a function {name}()")
+    return function
 
 
 def override(config: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:

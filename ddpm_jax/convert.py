@@ -12,7 +12,7 @@ from pathlib import Path
 
 import jax
 
-from ddpm_jax import cli, models, runs
+from ddpm_jax import arguments, cli, runs
 from ddpm_jax.config import ConfigError
 from ddpm_jax.experiment import build
 from ddpm_jax.interop import diffusers
@@ -20,7 +20,7 @@ from ddpm_jax.interop import diffusers
 
 def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Adds the arguments of this main."""
-    models.add_arguments(parser)
+    arguments.add_model(parser)
     parser.add_argument("--out", required=True, metavar="DIR", help="a new folder")
     parser.add_argument(
         "--format",
@@ -35,7 +35,7 @@ def main(args: argparse.Namespace) -> None:
     out = Path(args.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"--out {out}: it is there already; give a new folder")
-    model = models.from_args(args)
+    model = arguments.model(args)
     experiment = build(model.config)
     params = model.load_params(experiment)
     kind = args.format or ("run" if args.pretrained else "diffusers")

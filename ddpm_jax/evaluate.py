@@ -1,43 +1,91 @@
-"""Scores a trained model on images.
+"""Scores a trained model, or images that are there already.
 
-  python -m ddpm_jax.evaluate --workdir runs/digits --metrics bpd,ode_bpd --num 100
+  python -m ddpm_jax.evaluate --workdir runs/cifar --metrics fid,is,kid,pr --num 50000
+  python -m ddpm_jax.evaluate --workdir runs/digits --metrics fd,accuracy --num 2048 \\
+    --sweep ddim:10,20,50 ddpm:1000 data:test
+  python -m ddpm_jax.evaluate --images samples/ --reference cifar_train.npz
 
-  bpd      bits per dimension by the variational bound over all T steps, clipped
-           predictions, one draw of noise for each time
-  ode_bpd  bits per dimension by the probability-flow ODE, of dequantised images
+Of samples, against real images:
+
+  fid sfid is   of the Inception network
+  fd accuracy   Frechet distance of a small classifier that is trained in place, and how
+                many samples it reads as the class asked for: they need no download
+  kid pr dc     kernel distance, precision and recall, density and coverage, of either
+  memorisation  whether samples lie nearer to the training images than test images do,
+                and a picture of the nearest pairs
+
+Of real images, under a model:
+
+  bpd           bits per dimension by the variational bound over all T steps
+  ode_bpd       bits per dimension by the probability-flow ODE, of dequantised images
 
 Prints a table and writes evaluation.json, with the whole protocol beside each number.
+The same command again goes on where it was stopped.
 """
 
 import argparse
-import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
-import numpy as np
 
-from ddpm_jax import cli, models
+from ddpm_jax import arguments, cli, config, datasets
 from ddpm_jax import experiment as experiments
 from ddpm_jax.config import ConfigError
-from ddpm_jax.data import images
-from ddpm_jax.data.source import gather
-from ddpm_jax.diffusion import bound, denoisers, likelihood, timesteps
+from ddpm_jax.construct import attempt
+from ddpm_jax.evaluation.metrics import METRICS
 from ddpm_jax.experiment import Experiment
 from ddpm_jax.naming import unknown
+from ddpm_jax.scoring import (
+    bits,
+    memory,
+    networks,
+    plots,
+    references,
+    report,
+    samples,
+    subjects,
+)
+from ddpm_jax.scoring.book import Book
+from ddpm_jax.scoring.report import Score
 from ddpm_jax.training import parallel
+
+LIKELIHOODS = ("bpd", "ode_bpd")
+NAMES = (*METRICS, "memorisation", *LIKELIHOODS)
+NUM_SAMPLES = 50_000  # as published scores have them
+NUM_IMAGES = 256
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Adds the arguments of this main."""
-    models.add_arguments(parser)
+    one = arguments.add_model(parser)
+    one.add_argument("--images", metavar="PATH", help="a folder of images, or an .npz")
+    arguments.add_sampling(parser)
+    arguments.add_features(parser)
     add = parser.add_argument
-    add("--metrics", default="bpd", help="bpd, ode_bpd, or both as in bpd,ode_bpd")
-    add("--num", type=int, default=256, help="how many images (default: 256)")
-    add("--split", default="test", help="of the data set (default: test)")
-    add("--seed", type=int, default=0, help="of the images and the noise (default: 0)")
-    add("--variance", help="of bpd: fixed_small, fixed_large or learned_range")
-    add("--tolerance", type=float, default=1e-5, help="of ode_bpd (default: 1e-5)")
+    add("--metrics", default="fid", help="several as in fid,is,bpd (default: fid)")
+    add(
+        "--num",
+        type=int,
+        help="samples (default: 50000), or images for bpd (default: 256)",
+    )
+    add(
+        "--sweep",
+        nargs="+",
+        metavar="NAME:STEPS",
+        help="samplers with their steps, and real images, as in "
+        "ddim:10,20,50 ddpm:1000 data:test",
+    )
+    add(
+        "--reference",
+        default="train",
+        metavar="SPLIT|FILE.npz",
+        help="what samples are compared with: a split of the model's data (default: "
+        "train), or a file of ddpm_jax.reference, pytorch-fid or guided-diffusion",
+    )
+    add("--config", metavar="FILE.py", help="whose data --images are compared with")
+    add("--split", help="of the data for bpd (default: test)")
+    add("--tolerance", type=float, help="of ode_bpd (default: 1e-5)")
     add("--batch_size", type=int, default=64, help="images at a time (default: 64)")
     add(
         "--out",
@@ -47,145 +95,162 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     return parser
 
 
-def bpd(run: Experiment, params, data, args, variance: str) -> dict[str, Any]:
-    """Scores by the variational bound."""
-    num_steps = run.schedule.num_steps
-    bound_fn = bound.make_bound(
-        run.network.apply,
-        run.schedule,
-        timesteps.trailing(num_steps, num_steps),
-        run.predicts,
-        variance,
-        lambda denoiser: denoisers.clip(denoiser, run.schedule),
-    )
-    scored = parallel.parallel_map(bound_fn, args.batch_size, "bpd")(params, *data)
-    steps = np.asarray(scored.steps, np.float64)
-    return {
-        **_summary(scored.total()),
-        "prior": float(np.mean(scored.prior)),
-        "decoder": float(np.mean(steps[:, -1])),
-        "variance": variance,
-        "clip": True,
-        "num_steps": num_steps,
-    }
-
-
-def ode_bpd(run: Experiment, params, data, args) -> dict[str, Any]:
-    """Scores by the probability-flow ODE."""
-    likelihood_fn = likelihood.make_likelihood(
-        run.network.apply,
-        run.schedule,
-        run.predicts,
-        rtol=args.tolerance,
-        atol=args.tolerance,
-    )
-
-    def dequantized(params, keys, pictures, labels):
-        spread, probes = jax.vmap(jax.random.split, out_axes=1)(keys)
-        x = likelihood.dequantize(spread, pictures)
-        return likelihood_fn(params, probes, x, labels)
-
-    scored = parallel.parallel_map(dequantized, args.batch_size, "ode_bpd")(
-        params, *data
-    )
-    bits = likelihood.bits_per_dimension(scored.log_density, run.image_shape)
-    return {
-        **_summary(bits),
-        "tolerance": args.tolerance,
-        "solver_steps": float(np.mean(scored.num_steps)),
-        "dequantisation": "uniform",
-    }
-
-
-def evaluate(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Scores as the arguments say.
-
-    Returns:
-      For each metric its "mean", "standard_error" and protocol.
+def evaluate(args: argparse.Namespace, out: Path) -> list[Score]:
+    """Scores as the arguments say; what is in the file already is taken from it.
 
     Raises:
       ConfigError: for whatever the user can mend.
+      OSError: if something cannot be read or written.
     """
-    metrics = dict.fromkeys(args.metrics.split(","))
-    for name in metrics:
-        if name not in ("bpd", "ode_bpd"):
-            raise ConfigError(unknown("metric", name, ("bpd", "ode_bpd")))
-    if args.num < 2 or args.batch_size < 1:
-        raise ConfigError("--num must be at least 2, and --batch_size at least 1")
-    if not 0 < args.tolerance < 1:
-        raise ConfigError("--tolerance must lie between 0 and 1")
-    model = models.from_args(args)
+    names = list(dict.fromkeys(args.metrics.split(",")))
+    for name in names:
+        if name not in NAMES:
+            raise ConfigError(unknown("metric", name, NAMES))
+    of_samples = [name for name in names if name not in LIKELIHOODS]
+    of_model = [name for name in names if name in LIKELIHOODS]
+    _check(args, of_samples, of_model)
+    book = Book(out)
+    if args.images is not None:
+        settings = config.load(args.config, args.overrides) if args.config else None
+        found = datasets.open_images(args.images)
+        subject = subjects.of_source("images", found, args.num, path=args.images)
+        return _score_samples(args, of_samples, [subject], settings, book)
+    model = arguments.model(args)
+    sweep = [*_sweep(args, model.config)] if of_samples else []
     run = experiments.build(model.config)
-    data = _read_images(run, model.config, args)
-    params = model.load_params(run)
-    protocol = {
-        "model": args.workdir or args.pretrained,
-        "weights": (args.weights or "ema") if args.workdir else "pretrained",
-        "data": {**model.config["data"], "split": args.split},
-        "num": len(data[0]),
-        "seed": args.seed,
-    }
-    scores = {}
-    for name in metrics:
-        try:
-            if name == "bpd":
-                variance = args.variance or _variance(model.config)
-                score = bpd(run, params, data, args, variance)
-            else:
-                score = ode_bpd(run, params, data, args)
-        except ValueError as error:
-            raise ConfigError(f"{name}: {error}") from error
-        scores[name] = score | protocol
+    params = parallel.replicate(model.load_params(run))
+    scores = []
+    if sweep:
+        drawn = [_subject(args, model, params, *each) for each in sweep]
+        scores += _score_samples(args, of_samples, drawn, model.config, book)
+    for name in of_model:
+        scores.append(_score_model(args, name, model, run, params, book))
     return scores
 
 
-def _read_images(run, config, args):
-    """A key for each image, the images in [-1, 1], and their labels or None."""
-    if "name" not in config.get("data", {}):
-        raise ConfigError(
-            "this model does not say of what data: give --config.data.name and what it "
-            "needs, as in --config.data.name=tfds --config.data.dataset=cifar10"
-        )
-    section = {**config["data"]}
-    if section["name"] in ("digits", "tfds"):
-        section["split"] = args.split
-    source = experiments.open_source({**config, "data": section})
-    chosen = np.random.default_rng(args.seed).permutation(len(source))[: args.num]
-    pictures, labels = gather(source, np.sort(chosen))
-    keys = experiments.sample_keys(args.seed, len(pictures))
-    return keys, images.to_float(pictures), labels if run.num_classes else None
+def _check(args, of_samples, of_model):
+    if args.num is not None and args.num < 2 or args.batch_size < 1:
+        raise ConfigError("--num must be at least 2, and --batch_size at least 1")
+    if args.tolerance is not None and not 0 < args.tolerance < 1:
+        raise ConfigError("--tolerance must lie between 0 and 1")
+    draws = of_samples and args.images is None
+    for name, used in (
+        ("tolerance", "ode_bpd" in of_model),
+        ("split", of_model),
+        ("config", args.images is not None),
+        ("features", of_samples),
+        ("sweep", draws),
+        ("sampler", draws and not args.sweep),
+        ("steps", draws and not args.sweep),
+        ("variance", draws or "bpd" in of_model),
+        *((each, draws) for each in ("labels", "guidance_scale", "timesteps", "eta")),
+    ):
+        if getattr(args, name) is not None and not used:
+            raise ConfigError(f"--{name} would have no effect here: leave it out")
+    if args.images is not None and of_model:
+        raise ConfigError(f"{of_model[0]} is of a model, not of --images")
 
 
-def _variance(config):
+def _score_samples(args, names, sweep, settings, book):
+    """Scores of sets of images by their features."""
+    metrics = [name for name in names if name in METRICS]
+    chosen = samples.network_of(metrics, args.features)
+    extractor = networks.open_extractor(
+        chosen, settings, args.inception, args.convention
+    )
+    reference = None
+    if any(METRICS[name].of_reference for name in metrics):
+        size = args.batch_size
+        reference = references.find(args.reference, settings, extractor, size)
+    measures = [samples.measure_of(name, reference) for name in metrics]
+    if "memorisation" in names:
+        if settings is None:
+            raise ConfigError("memorisation is of a data set: give --config")
+        folder = book.path.parent
+        measures.append(memory.measure_of(settings, extractor, args.batch_size, folder))
+    scores = []
+    for subject in sweep:
+        scores += samples.score(subject, extractor, measures, book, args.batch_size)
+    return scores
+
+
+def _sweep(args, settings) -> Iterator[tuple[str, dict | None, Experiment | None]]:
+    """Yields (name, config, model) of each row; for real images the name alone.
+
+    Raises:
+      ConfigError: for a sampler or a number of steps that does not fit the model.
+    """
+    if not args.sweep:
+        changed = arguments.sampling(settings, args)
+        run = experiments.build(changed)
+        yield f"{changed['sampler']['name']}:{len(run.timesteps) - 1}", changed, run
+        return
+    for text in args.sweep:
+        name, _, parts = text.partition(":")
+        if name == "data":
+            yield text, None, None
+            continue
+        for steps in parts.split(","):
+            if not steps.isdigit():
+                raise ConfigError(f"--sweep {text}: give NAME:STEPS, as in ddim:10,20")
+            one = {**vars(args), "sampler": name, "steps": int(steps)}
+            changed = arguments.sampling(settings, argparse.Namespace(**one))
+            yield f"{name}:{steps}", changed, experiments.build(changed)
+
+
+def _subject(args, model, params, name, settings, run):
+    """The images of a row."""
+    if run is None:
+        split = name.removeprefix("data:")
+        return references.of_split(model.config, split, args.num)
+    num = args.num or NUM_SAMPLES
+    labels = arguments.labels(args, run.num_classes, num)
+    parts = ("schedule", "loss", "denoiser", "sampler", "timesteps")
+    given = {part: settings.get(part) for part in parts}
+    if run.num_classes:
+        given["classes"] = args.labels or "all in turn"
+    return subjects.of_model(
+        name, run, params, num, args.seed, labels, model=model.origin, **given
+    )
+
+
+def _score_model(args, name, model, run, params, book):
+    """Bits per dimension of real images."""
+    if name == "bpd":
+        way = attempt(name, bits.bpd, run, args.variance or _variance(model.config))
+    else:
+        way = bits.ode_bpd(run, args.tolerance or 1e-5)
+    split = args.split or ("test" if datasets.has_splits(model.config) else "train")
+    data = references.of_split(model.config, split, args.num or NUM_IMAGES)
+    protocol = {"model": model.origin, "schedule": model.config.get("schedule")}
+    return bits.score(
+        way, run, params, data, args.seed, book, args.batch_size, **protocol
+    )
+
+
+def _variance(settings):
     """The variance that the model is sampled with, or else the nearest."""
-    if config["network"].get("learned_variance"):
+    if settings["network"].get("learned_variance"):
         return "learned_range"
-    return config["sampler"].get("variance", "fixed_small")
-
-
-def _summary(values):
-    return {
-        "mean": float(np.mean(values)),
-        "standard_error": float(np.std(values, ddof=1) / np.sqrt(len(values))),
-    }
+    return settings["sampler"].get("variance", "fixed_small")
 
 
 def main(args: argparse.Namespace) -> None:
-    """Scores, prints and writes."""
-    folder = args.workdir or "."
-    out = Path(args.out or Path(folder, "evaluation.json"))
+    """Scores, prints, writes and draws."""
+    out = Path(args.out or Path(args.workdir or ".", "evaluation.json"))
     if not out.parent.is_dir():
         raise ConfigError(f"--out {out}: there is no folder {out.parent}")
     if out.is_dir():
         raise ConfigError(f"--out {out} is a folder: give the name of a file")
-    scores = evaluate(args)
-    for name, score in scores.items():
-        print(f"{name:8} {score['mean']:.4f} ± {score['standard_error']:.4f} bits/dim")
-    if jax.process_index() == 0:
-        partial = out.with_name(f".{out.name}.partial")
-        partial.write_text(json.dumps(scores, indent=2) + "\n")
-        partial.replace(out)
-    print(f"of {score['num']} images; the protocol is in {out}")
+    scores = evaluate(args, out)
+    if jax.process_index():
+        return
+    print(report.table(scores))
+    print(f"the protocol of each number is in {out}")
+    calls = {score.network_calls for score in scores} - {None}
+    if len(calls) > 1:
+        plots.plot(out.with_suffix(".png"), scores)
+        print(f"drawn in {out.with_suffix('.png')}")
 
 
 if __name__ == "__main__":

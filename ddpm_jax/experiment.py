@@ -1,9 +1,9 @@
-"""The composition root: a config becomes objects here, and nowhere else.
+"""The composition root: a config becomes a model and its training here.
 
-Below this file nothing reads a config; above it nothing makes a part by hand.
+Below this file and `datasets` nothing reads a config; above, nothing makes a part by
+hand.
 """
 
-import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,12 +13,11 @@ import optax
 
 from ddpm_jax import networks
 from ddpm_jax.config import ConfigError
-from ddpm_jax.construct import attempt, call, choose, make
-from ddpm_jax.data import images, pipeline, sources
-from ddpm_jax.data.source import Source, in_memory
+from ddpm_jax.construct import attempt, call, make
+from ddpm_jax.data import images
 from ddpm_jax.diffusion import denoisers, losses, samplers, sampling, schedules
 from ddpm_jax.diffusion import timesteps as timesteps_module
-from ddpm_jax.training import optimizers, parallel
+from ddpm_jax.training import optimizers
 from ddpm_jax.training.state import TrainState, init_state
 
 
@@ -55,6 +54,7 @@ class Experiment(NamedTuple):
       predicts: what it predicts: "eps", "x_0" or "v".
       image_shape: (height, width, channels).
       num_classes: number of classes, 0 where unconditional.
+      timesteps: the times that the config's sampler visits, ending in 0.
       tx: the optimizer.
       learning_rate: as a function of the number of updates.
       loss_fn: (params, host batch, key) -> (loss, metrics).
@@ -66,6 +66,7 @@ class Experiment(NamedTuple):
     predicts: str
     image_shape: tuple[int, int, int]
     num_classes: int
+    timesteps: timesteps_module.Timesteps
     tx: optax.GradientTransformation
     learning_rate: Callable
     loss_fn: Callable
@@ -82,10 +83,6 @@ class Experiment(NamedTuple):
     def abstract_state(self) -> TrainState:
         """Returns the shapes of the state, without computing anything."""
         return jax.eval_shape(self.init, jax.random.key(0))
-
-
-# The keys of the section `data` that say how to batch; the others open the source.
-BATCHING = ("batch_size", "flip")
 
 
 def build(config: dict[str, Any]) -> Experiment:
@@ -125,6 +122,7 @@ def build(config: dict[str, Any]) -> Experiment:
         predicts=predicts,
         image_shape=image_shape,
         num_classes=num_classes,
+        timesteps=timesteps,
         tx=tx,
         learning_rate=learning_rate,
         loss_fn=lambda params, batch, key: loss_fn(
@@ -190,27 +188,6 @@ def train_options(config: dict[str, Any]) -> TrainOptions:
     return options
 
 
-def make_batches(config: dict[str, Any], options: TrainOptions) -> Callable:
-    """Opens a config's images: batch_fn(step) -> this process's part of the batch.
-
-    Raises:
-      ConfigError: if they are missing, or do not fit the rest of the config.
-    """
-    section = config.get("data", {})
-    batching = {key: section[key] for key in BATCHING if key in section}
-    batch_size = batching.get("batch_size", 0)
-    attempt("data", parallel.check_batch_size, batch_size, options.num_microbatches)
-    return call(
-        batching,
-        "data",
-        pipeline.make_batch_fn,
-        attempt("data", in_memory, open_source(config)),
-        seed=config.get("seed", 0),
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-
-
 def sample_labels(num_classes: int, num: int, labels=None) -> np.ndarray | None:
     """Returns a label for each of `num` images: all classes in turn, or those given."""
     if num_classes == 0:
@@ -221,35 +198,6 @@ def sample_labels(num_classes: int, num: int, labels=None) -> np.ndarray | None:
 def sample_keys(seed: int, num: int) -> jax.Array:
     """Returns a key for each image; image i has the same one whatever `num`."""
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), np.arange(num))
-
-
-def open_source(config: dict[str, Any]) -> Source:
-    """Opens the images that the section `data` names.
-
-    Raises:
-      ConfigError: if they are missing, or do not fit the rest of the config.
-    """
-    height, width, channels = config["image_shape"]
-    constructor = choose(config, "data", sources, Source)
-    wanted = {"image_size": (height, width), "channels": channels}
-    parameters = inspect.signature(constructor).parameters
-    wanted = {key: value for key, value in wanted.items() if key in parameters}
-    others = ("name", *BATCHING)
-    settings = {k: v for k, v in config["data"].items() if k not in others}
-    source = call(settings, "data", constructor, also=BATCHING, **wanted)
-    if tuple(source.image_shape) != (height, width, channels):
-        have = "x".join(map(str, source.image_shape))
-        raise ConfigError(
-            f"config.image_shape is {height}x{width}x{channels}, but the images of "
-            f"{config['data']['name']!r} are {have}"
-        )
-    num_classes = config["network"].get("num_classes", 0)
-    if num_classes and not 0 < source.num_classes <= num_classes:
-        raise ConfigError(
-            f"config.network.num_classes is {num_classes}, but the images of "
-            f"{config['data']['name']!r} have {source.num_classes} classes"
-        )
-    return source
 
 
 def _trace(experiment):

@@ -1,6 +1,5 @@
 """Trained models, wherever they are: in the folder of a run, or published elsewhere."""
 
-import argparse
 import inspect
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +7,6 @@ from typing import Any, NamedTuple
 
 from ddpm_jax import config, networks, runs
 from ddpm_jax.config import ConfigError
-from ddpm_jax.construct import call
 from ddpm_jax.experiment import Experiment, build
 from ddpm_jax.interop import openai
 from ddpm_jax.interop.pretrained import open_pretrained
@@ -31,26 +29,34 @@ class Model(NamedTuple):
     Attributes:
       config: what it is.
       load_params: experiment -> the parameters of its network; they must fit.
+      origin: where it is from, as JSON has it.
     """
 
     config: dict[str, Any]
     load_params: Callable[[Experiment], Any]
+    origin: dict[str, Any]
 
 
-def from_run(workdir: str | Path, ema: bool = True, step: int | None = None) -> Model:
+def from_run(
+    workdir: str | Path, ema: bool = True, step: int | str | None = None
+) -> Model:
     """Opens the model of a run.
 
     Args:
       workdir: the folder of the run.
       ema: whether to take the averaged parameters or the raw ones.
-      step: of the checkpoint, by default the latest.
+      step: of the checkpoint, or "best", by default the latest.
 
     Raises:
-      ConfigError: if the folder does not hold a run.
+      ConfigError: if the folder does not hold a run, or no such checkpoint.
     """
+    settings = runs.read_config(workdir)
+    step = runs.find_step(workdir, step)
+    weights = "ema" if ema else "raw"
     return Model(
-        runs.read_config(workdir),
+        settings,
         lambda experiment: runs.load_params(workdir, experiment, ema, step),
+        {"workdir": str(workdir), "step": step, "weights": weights},
     )
 
 
@@ -86,6 +92,7 @@ def from_pretrained(
     return Model(
         config.override(opened.config, ()),
         lambda experiment: opened.read(experiment.abstract_state().params),
+        {"pretrained": path},
     )
 
 
@@ -146,76 +153,3 @@ def begin_from(
         if key.startswith("schedule.") or key == "loss.predicts"
     ]
     return Beginning(params, notes)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments that say which model."""
-    one = parser.add_mutually_exclusive_group(required=True)
-    one.add_argument("--workdir", metavar="DIR", help="the folder of a run")
-    one.add_argument(
-        "--pretrained",
-        metavar="PATH",
-        help="a diffusers folder, a checkpoint of ermongroup/ddim or OpenAI, or a name "
-        "on the Hugging Face hub, such as google/ddpm-cifar10-32",
-    )
-    add = parser.add_argument
-    add("--weights", choices=["ema", "raw"], help="of a run (default: ema)")
-    add("--step", type=int, help="of a run's checkpoint (default: the latest)")
-    add(
-        "--openai",
-        metavar="KEY=VALUE,...",
-        help="what an unpublished checkpoint of OpenAI's code does not say, as in "
-        "image_size=64,num_heads=4,schedule=cosine,num_steps=4000",
-    )
-
-
-def from_args(args: argparse.Namespace) -> Model:
-    """Opens the model that the arguments name, with their overrides of its config.
-
-    Raises:
-      ConfigError: for whatever the user can mend.
-      OSError: see `from_pretrained`.
-    """
-    trained = tuple(f"network.{key}" for key in READ_WITH)
-    if args.workdir is not None:
-        if args.openai is not None:
-            raise ConfigError("--openai belongs to --pretrained")
-        model = from_run(args.workdir, args.weights != "raw", args.step)
-        trained += ("schedule.", "loss.predicts")
-    else:
-        if args.step is not None or args.weights is not None:
-            raise ConfigError("--step and --weights belong to --workdir")
-        if runs.is_run(args.pretrained):
-            raise ConfigError(f"{args.pretrained} is a run: give it as --workdir")
-        settings = _openai_settings(args.openai)
-        model = from_pretrained(args.pretrained, settings, _image_shape(args.overrides))
-    changed = config.override(model.config, args.overrides)
-    for key, (was, _) in config.differences(model.config, changed).items():
-        if key.startswith(trained):
-            raise ConfigError(f"config.{key}: the model was trained with {was}")
-    return model._replace(config=changed)
-
-
-def _openai_settings(text):
-    if text is None:
-        return None
-    pairs = [part.partition("=") for part in text.split(",")]
-    given = {key: config.literal(value) for key, _, value in pairs}
-    try:
-        if "image_size" not in given:
-            given = {"image_size": 0, **given}
-        settings = call(given, "openai", openai.Settings)
-    except ConfigError as error:
-        raise ConfigError(str(error).replace("config.openai", "--openai")) from error
-    if settings.image_size < 1:
-        raise ConfigError("--openai must say the image_size, as in image_size=64")
-    return settings
-
-
-def _image_shape(overrides):
-    """The shape of images among overrides, for a model that does not say."""
-    given = [text for text in overrides if text.startswith("image_shape=")]
-    if not given:
-        return None
-    shape = config.literal(given[-1].removeprefix("image_shape="))
-    return tuple(config.override({"image_shape": shape}, ())["image_shape"])

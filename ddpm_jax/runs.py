@@ -10,6 +10,7 @@ from typing import Any
 from ddpm_jax import config
 from ddpm_jax.config import ConfigError
 from ddpm_jax.experiment import Experiment, build
+from ddpm_jax.files import whole
 from ddpm_jax.training.checkpoints import Checkpoints
 
 # What may change when a run goes on; anything else would make it another run. The
@@ -18,6 +19,7 @@ MAY_CHANGE = (
     "init_from",
     "data.data_dir",
     "denoiser.",
+    "evaluation.",
     "optimizer.clip_norm",
     "optimizer.learning_rate",
     "sampler.",
@@ -81,9 +83,8 @@ def write(workdir: Path, settings: dict[str, Any], params) -> None:
 
 def write_config(workdir: Path, settings: dict[str, Any]) -> None:
     """Writes the config of a run, whole or not at all."""
-    partial = workdir / "config.json.partial"
-    partial.write_text(json.dumps(settings, indent=2) + "\n")
-    partial.replace(workdir / "config.json")
+    with whole(workdir / "config.json") as partial:
+        partial.write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def changes(workdir: Path, settings: dict[str, Any]) -> list[str]:
@@ -133,7 +134,7 @@ def load(
     workdir: str | Path,
     settings: dict[str, Any] | None = None,
     ema: bool = True,
-    step: int | None = None,
+    step: int | str | None = None,
 ) -> tuple[Experiment, Any]:
     """Loads a trained model; a run that is still training is not disturbed.
 
@@ -142,7 +143,8 @@ def load(
       settings: its config, changed in what does not touch the parameters, such as the
         sampler; by default as it was trained.
       ema: whether to return the averaged parameters or the raw ones.
-      step: of the checkpoint, by default the latest.
+      step: of the checkpoint, "best" for that of the best score while training, by
+        default the latest.
 
     Returns:
       (experiment, params), as in `experiment.sample_fn(params, keys, labels)`.
@@ -158,16 +160,27 @@ def load_params(
     workdir: str | Path,
     experiment: Experiment,
     ema: bool = True,
-    step: int | None = None,
+    step: int | str | None = None,
 ):
     """Loads the parameters of a run's network, as `load`, for an experiment built."""
+    with _checkpoints(workdir) as checkpoints:
+        return checkpoints.restore_params(experiment.abstract_state(), ema, step)
+
+
+def find_step(workdir: str | Path, step: int | str | None = None) -> int:
+    """Returns the step of the checkpoint that `load` takes; raises as it does."""
+    with _checkpoints(workdir) as checkpoints:
+        return checkpoints.find(step)
+
+
+@contextmanager
+def _checkpoints(workdir):
+    """Yields the checkpoints of a run, to read."""
     folder = Path(workdir) / "checkpoints"
     if not folder.is_dir():
         raise ConfigError(f"{workdir} has no checkpoints yet")
-    checkpoints = Checkpoints(folder, read_only=True)
-    try:
-        return checkpoints.restore_params(experiment.abstract_state(), ema, step)
-    except OSError as error:
-        raise ConfigError(str(error)) from error
-    finally:
-        checkpoints.close()
+    with closing(Checkpoints(folder, read_only=True)) as checkpoints:
+        try:
+            yield checkpoints
+        except OSError as error:
+            raise ConfigError(str(error)) from error

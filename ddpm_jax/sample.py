@@ -9,48 +9,25 @@ What is not said is as the model's config says. Image i is the same for any --nu
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from ddpm_jax import cli, experiment, models
+from ddpm_jax import arguments, cli, experiment
 from ddpm_jax.config import ConfigError
 from ddpm_jax.data import images
+from ddpm_jax.files import whole
 from ddpm_jax.training import parallel
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Adds the arguments of this main."""
-    models.add_arguments(parser)
+    arguments.add_model(parser)
+    arguments.add_sampling(parser)
     add = parser.add_argument
     add("--num", type=int, default=64, help="how many images (default: 64)")
     add("--out", default="samples.png", help=".png grid, .npz, or a folder of PNGs")
-    add("--seed", type=int, default=0, help="default: 0")
-    add("--labels", metavar="0,1,2", help="classes, repeated to fill --num")
-    add("--guidance_scale", type=float, help="0 unconditional, 1 conditional, or more")
-    add("--sampler", help="ddpm or ddim")
-    add("--steps", type=int, help="how many network calls")
-    add("--timesteps", help="trailing, leading, linspace or quadratic")
-    add("--eta", type=float, help="of ddim: 0 deterministic, 1 as ddpm")
-    add("--variance", help="of ddpm: fixed_small, fixed_large or learned_range")
     add("--batch_size", type=int, default=64, help="images at a time (default: 64)")
     return parser
-
-
-def change(config: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
-    """Returns the model's config with what the arguments change in its sections."""
-    sampler = {"name": args.sampler, "eta": args.eta, "variance": args.variance}
-    if args.sampler not in (None, config["sampler"]["name"]):
-        config = {**config, "sampler": {}}  # the settings were another sampler's
-    changes = {
-        "sampler": sampler,
-        "timesteps": {"name": args.timesteps, "num_steps": args.steps},
-        "denoiser": {"guidance_scale": args.guidance_scale},
-    }
-    for section, values in changes.items():
-        given = {key: value for key, value in values.items() if value is not None}
-        config = {**config, section: config.get(section, {}) | given}
-    return config
 
 
 def sample(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray | None]:
@@ -64,13 +41,11 @@ def sample(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray | None]:
     """
     if args.num < 1 or args.batch_size < 1:
         raise ConfigError("--num and --batch_size must be at least 1")
-    if not 0 <= args.seed < 2**63:
-        raise ConfigError("--seed must be a whole number from 0 to 2**63 - 1")
-    model = models.from_args(args)
-    run = experiment.build(change(model.config, args))
+    model = arguments.model(args)
+    run = experiment.build(arguments.sampling(model.config, args))
     params = model.load_params(run)
-    labels = experiment.sample_labels(run.num_classes, args.num, _labels(args, run))
-    sample_fn = parallel.parallel_map(run.sample_fn, min(args.batch_size, args.num))
+    labels = arguments.labels(args, run.num_classes, args.num)
+    sample_fn = parallel.parallel_map(run.sample_fn, args.batch_size)
     keys = experiment.sample_keys(args.seed, args.num)
     return images.to_uint8(sample_fn(params, keys, labels)), labels
 
@@ -97,25 +72,10 @@ def write(out: Path, pictures: np.ndarray, labels: np.ndarray | None) -> None:
         images.save_png(out, images.grid(pictures))
     elif out.suffix.lower() == ".npz":
         arrays = {"images": pictures} | ({} if labels is None else {"labels": labels})
-        partial = out.with_name(f".{out.name}.partial.npz")
-        np.savez(partial, **arrays)
-        partial.replace(out)
+        with whole(out) as partial:
+            np.savez(partial, **arrays)
     else:
         images.save_folder(out, pictures, labels)
-
-
-def _labels(args, run):
-    if args.labels is None:
-        return None
-    if not run.num_classes:
-        raise ConfigError("--labels: this model has no classes")
-    try:
-        labels = [int(label) for label in args.labels.split(",")]
-    except ValueError as error:
-        raise ConfigError("--labels must be whole numbers, as in 0,1,2") from error
-    if not all(0 <= label < run.num_classes for label in labels):
-        raise ConfigError(f"--labels must be within 0 ... {run.num_classes - 1}")
-    return labels
 
 
 def main(args: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@ changed on the command line, as in --config.optimizer.learning_rate=1e-4.
 
 import argparse
 import contextlib
+import functools
 import os
 import signal
 import threading
@@ -17,10 +18,11 @@ from typing import Any
 
 import jax
 
-from ddpm_jax import cli, config, models, runs
+from ddpm_jax import cli, config, datasets, models, runs
 from ddpm_jax import experiment as experiments
 from ddpm_jax.config import ConfigError
 from ddpm_jax.data import images, pipeline
+from ddpm_jax.scoring import progress
 from ddpm_jax.training import parallel
 from ddpm_jax.training.checkpoints import Checkpoints
 from ddpm_jax.training.meter import Meter, NonFiniteError
@@ -45,13 +47,17 @@ def train(settings: dict[str, Any], workdir: str | os.PathLike) -> int:
     settings = config.override(settings, ())
     experiment = experiments.build(settings)
     options = experiments.train_options(settings)
+    scoring = progress.options_of(settings)
     workdir = Path(workdir)
     changes = runs.changes(workdir, settings)
-    batch_fn = experiments.make_batches(settings, options)
+    batch_fn = datasets.make_batches(settings, options.num_microbatches)
     source = settings.get("init_from")
     begun_from = None
     if source and not runs.has_checkpoint(workdir):
         begun_from = models.begin_from(source, settings, experiment)
+    score_params = None
+    if scoring.every:
+        score_params = progress.make_scorer(settings, experiment, scoring)
     workdir.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         enter = stack.enter_context
@@ -84,6 +90,7 @@ def train(settings: dict[str, Any], workdir: str | os.PathLike) -> int:
 
         train_step = _train_step(experiment, options)
         save_picture = _save_picture(experiment, options, workdir, writer)
+        score = _score(score_params, scoring.metric, writer)
         meter = Meter(options.log_every, log, settings["data"]["batch_size"])
         stop = enter(Stop())
         batches = enter(closing(pipeline.prefetch(batch_fn, first, options.num_steps)))
@@ -92,9 +99,10 @@ def train(settings: dict[str, Any], workdir: str | os.PathLike) -> int:
             last = step == options.num_steps or stop.signal
             save = last or step % options.save_every == 0
             draw = options.sample_every and step % options.sample_every == 0
+            judge = scoring.every and step % scoring.every == 0
             try:
                 meter.add(step, metrics)
-                if save or draw:
+                if save or draw or judge:
                     meter.pause()
             except NonFiniteError as error:
                 raise ConfigError(
@@ -102,8 +110,9 @@ def train(settings: dict[str, Any], workdir: str | os.PathLike) -> int:
                     "a smaller optimizer.learning_rate or clip_norm"
                 ) from error
             writer.advance()
-            if save:
-                checkpoints.save(state)
+            scores = score(step, state) if judge else None
+            if save or scores:
+                checkpoints.save(state, scores)
             if draw:
                 save_picture(step, state)
             if last:
@@ -143,6 +152,23 @@ def _save_picture(experiment, options, workdir, writer):
         writer.picture(step, "samples", picture)
 
     return save_picture
+
+
+def _score(score_params, metric, writer):
+    """A function that scores the averaged parameters and records the score."""
+
+    @functools.cache
+    def warn_once(text):
+        writer.line(text)
+
+    def score(step, state):
+        value = score_params(jax.device_get(state.ema_params))
+        writer.metrics(step, {metric: value.value})
+        for warning in value.warnings:
+            warn_once(f"{metric} of {warning}")
+        return progress.records(metric, value)
+
+    return score
 
 
 class Stop(contextlib.AbstractContextManager):

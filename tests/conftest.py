@@ -21,6 +21,12 @@ install_import_hook(["ddpm_jax.diffusion", "ddpm_jax.networks"], "beartype.beart
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory):
+    """References and feature networks of tests stay among them."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture
 def x64():
     """Double precision for one test."""

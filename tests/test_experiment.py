@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from ddpm_jax import config, experiment, runs
+from ddpm_jax import config, datasets, experiment, runs
 from ddpm_jax.config import ConfigError
 
 RECIPES = sorted(str(path) for path in Path("configs").glob("*.py"))
@@ -132,7 +132,7 @@ DATA_MISTAKES = {
 def test_mistakes_about_data_and_training_are_named(mistake):
     made = digits(mistake)
     with pytest.raises(ConfigError, match=DATA_MISTAKES[mistake]) as caught:
-        experiment.make_batches(made, experiment.train_options(made))
+        datasets.make_batches(made, experiment.train_options(made).num_microbatches)
     assert "\n" not in str(caught.value)
 
 
@@ -145,7 +145,7 @@ def test_missing_data_without_a_network(tmp_path, monkeypatch):
     monkeypatch.setattr(requests.Session, "request", unreachable)
     made = config.load("configs/cifar.py", [f"data.data_dir={tmp_path}"])
     with pytest.raises(ConfigError, match="cifar10 is not in .* give data_dir= of"):
-        experiment.make_batches(made, experiment.train_options(made))
+        datasets.make_batches(made, experiment.train_options(made).num_microbatches)
 
 
 def test_labels_of_samples():

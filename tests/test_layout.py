@@ -11,6 +11,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # each other.
 RANKS = {
     "naming": 0,
+    "files": 0,
+    "cache": 0,
     "diffusion": 1,
     "networks": 1,
     "data": 1,
@@ -20,14 +22,18 @@ RANKS = {
     "interop": 2,
     "evaluation": 3,
     "experiment": 3,
+    "datasets": 3,
     "runs": 4,
+    "scoring": 4,
     "cli": 4,
     "models": 5,
-    "train": 6,
-    "sample": 6,
-    "convert": 6,
-    "evaluate": 6,
-    "__init__": 7,
+    "arguments": 6,
+    "train": 7,
+    "sample": 7,
+    "convert": 7,
+    "reference": 7,
+    "evaluate": 7,
+    "__init__": 8,
 }
 
 

@@ -90,7 +90,7 @@ def test_arrays_gives_what_was_saved(tmp_path, grey, labelled):
         ({"images": noise(2, 4, 4), "labels": np.zeros(3, int)}, "is int64 [3]"),
         ({"images": noise(2, 4, 4), "labels": np.zeros(2)}, "is float64 [2]"),
         ({"images": noise(2, 4, 4), "labels": np.array([0, -1])}, "goes below 0"),
-        ({"images": np.array([None])}, "not a readable .npz of plain arrays"),
+        ({"images": np.array([None])}, "no readable .npz of arrays"),
     ],
 )
 def test_arrays_says_what_is_wrong(tmp_path, stored, message):
@@ -108,7 +108,7 @@ def test_arrays_refuses_other_files(tmp_path):
     np.savez(tmp_path / "whole.npz", images=noise(9, 8, 8))
     (tmp_path / "half.npz").write_bytes((tmp_path / "whole.npz").read_bytes()[:400])
     for name in ["plain.npy", "empty.npz", "text.npz", "half.npz"]:
-        with pytest.raises(ValueError, match=f"{name} is not a readable .npz"):
+        with pytest.raises(ValueError, match=f"{name} is no readable .npz"):
             sources.arrays(tmp_path / name)
 
 

@@ -104,6 +104,33 @@ def folder(
     return _Folder([root / name for name in kept], labels, len(classes), image_shape)
 
 
+def image_shape_of(path: str | os.PathLike) -> tuple[int, int, int]:
+    """Returns the shape (height, width, channels) that all images of a folder have.
+
+    Raises:
+        FileNotFoundError: if there is no image in the folder.
+        ValueError: if they are of several shapes, or one cannot be read.
+    """
+    root = Path(path).expanduser()
+    shapes = {}
+    for name in _image_files(root):
+        try:
+            with Image.open(root / name) as picture:
+                channels = 1 if picture.mode in ("1", "L") else 3
+                shapes.setdefault((picture.height, picture.width, channels), name)
+        except OSError as error:
+            raise ValueError(f"cannot read {root / name} ({error})") from error
+    if not shapes:
+        raise FileNotFoundError(f"there is no image in {root}")
+    if len(shapes) > 1:
+        (a, one), (b, other), *_ = shapes.items()
+        raise ValueError(
+            f"the images in {root} are of several shapes: {one} is "
+            f"{'x'.join(map(str, a))}, {other} is {'x'.join(map(str, b))}"
+        )
+    return next(iter(shapes))
+
+
 def _image_files(root: Path) -> list[Path]:
     """Finds the images under a folder, relative to it, in an order of their own."""
     names = []

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ddpm_jax.files import whole
+
 # Below this many pixels on its shorter side, a tile is too small to look at.
 _VISIBLE = 64
 # Lines that show beside black and beside white.
@@ -156,14 +158,8 @@ def save_png(path: str | os.PathLike, picture: np.ndarray) -> None:
             f"the picture is {picture.dtype} {list(picture.shape)}: a PNG needs uint8 "
             "[H, W, C] with 1 or 3 channels (see to_uint8 and grid)"
         )
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        Image.fromarray(picture).save(unfinished, format="PNG")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with whole(path) as partial:
+        Image.fromarray(picture).save(partial, format="PNG")
 
 
 def save_folder(

@@ -52,6 +52,13 @@ def gather(source: Source, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     return np.stack(images), np.array(labels, np.int32)
 
 
+def labels_of(source: Source, indices: np.ndarray) -> np.ndarray:
+    """Reads labels int32 [N] alone, without images where the source has `labels`."""
+    if hasattr(source, "labels"):
+        return np.asarray(source.labels, np.int32)[indices]
+    return np.array([source[int(i)][1] for i in indices], np.int32)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class ArraySource:
     """Images uint8 [N, H, W, C] and labels int32 [N] in memory."""

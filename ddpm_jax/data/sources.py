@@ -13,6 +13,7 @@ from ddpm_jax.data.folder import folder
 from ddpm_jax.data.images import resize_and_crop
 from ddpm_jax.data.source import ArraySource, Source
 from ddpm_jax.data.tfds import tfds
+from ddpm_jax.files import read_arrays
 
 __all__ = ["arrays", "digits", "folder", "tfds"]
 
@@ -50,7 +51,8 @@ def arrays(
 
     Args:
         path: the file: `images` uint8 [N, H, W, C] or [N, H, W], and `labels`
-            int [N], from 0, where there are classes.
+            int [N], from 0, where there are classes; or `arr_0` and `arr_1`, as
+            guided-diffusion calls them.
         image_size: side of a square or (height, width) to resize and centre-crop
             to; the stored size by default.
 
@@ -61,14 +63,9 @@ def arrays(
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}: give the path of an .npz")
-    try:
-        with path.open("rb") as file, np.load(file) as archive:
-            stored = {key: archive[key] for key in archive.files}
-    except Exception as error:  # NumPy raises anything on corrupt bytes.
-        raise ValueError(
-            f"{path} is not a readable .npz of plain arrays ({error}): write it with "
-            "np.savez(path, images=..., labels=...)"
-        ) from error
+    stored = read_arrays(path)
+    names = {"arr_0": "images", "arr_1": "labels"}
+    stored = {names.get(key, key): value for key, value in stored.items()}
     if "images" not in stored:
         raise ValueError(
             f"{path} holds {sorted(stored)} but not `images`: write it with "

@@ -4,15 +4,20 @@ The file is a pickle, which only PyTorch reads. `convert_weights`, run once wher
 installed, writes a `.safetensors` file, which is read without.
 """
 
+import contextlib
 import hashlib
 import os
 from pathlib import Path
 
 import numpy as np
+import requests
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+from tqdm import tqdm
 
+from ddpm_jax import cache
 from ddpm_jax.evaluation import inception
+from ddpm_jax.files import whole
 from ddpm_jax.interop.tensors import read_tensors
 
 # The same file twice, whose name begins its SHA-256.
@@ -26,23 +31,27 @@ SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 NUM_BYTES = 95_628_359
 SOURCE = "source_sha256"  # in the metadata of converted files
 SUFFIX = ".safetensors"
+# Seconds to connect, and between one piece and the next.
+_PATIENCE = (5, 30)
 
 
-def load_weights(path: str | os.PathLike) -> dict[str, np.ndarray]:
+def load_weights(path: str | os.PathLike | None = None) -> dict[str, np.ndarray]:
     """Reads the published weights, or their conversion if that lies next to them.
 
     Args:
       path: the published `.pth`, or a `.safetensors` of `convert_weights`; one of the
-        same name with that ending is preferred, for it does not need PyTorch.
+        same name with that ending is preferred, for it does not need PyTorch. None for
+        those in `cache.folder()`, which the first time are converted from the file that
+        is there or in the cache of PyTorch, or else is downloaded.
 
     Returns:
       Tensors in float32 by their published names, without num_batches_tracked.
 
     Raises:
-      OSError: if there is no such file, it is another one, or damaged; or if PyTorch is
-        needed and not installed.
+      OSError: if there is no such file, it is another one, or damaged; if it cannot be
+        downloaded or kept; or if PyTorch is needed and not installed.
     """
-    path = Path(path)
+    path = _cached() if path is None else Path(path)
     converted = path.with_suffix(SUFFIX)
     if converted.is_file():
         return _read_converted(converted)
@@ -59,14 +68,79 @@ def convert_weights(path: str | os.PathLike, out: str | os.PathLike) -> None:
     if out.suffix != SUFFIX:
         raise OSError(f"{out}: the name of converted weights must end in {SUFFIX}")
     tensors = _read_published(Path(path))
-    partial = out.with_name(f".{out.name}.partial")
-    try:
+    with _writing(out) as partial:
         save_file(tensors, partial, metadata={SOURCE: SHA256})
-        partial.replace(out)
+
+
+def _cached():
+    """The converted weights in the cache, which are made first if there are none."""
+    names = [url.rpartition("/")[-1] for url in URLS]
+    published = cache.folder() / names[0]
+    converted = published.with_suffix(SUFFIX)
+    if converted.is_file():
+        return converted
+    torch_home = os.environ.get("TORCH_HOME", cache.folder().parent / "torch")
+    hub = Path(torch_home, "hub", "checkpoints").expanduser()
+    places = [folder / name for folder in (published.parent, hub) for name in names]
+    there = (path for path in places if path.is_file() and _sha256(path) == SHA256)
+    try:
+        convert_weights(next(there, None) or _download(published), converted)
+    except OSError as error:
+        if isinstance(error.__cause__, ImportError):
+            raise OSError(f"{error}; once is enough, for {converted} stays") from error
+        raise
+    return converted
+
+
+def _download(path):
+    """Writes the published file, from the first of `URLS` that serves it."""
+    failures = []
+    for url in URLS:
+        try:
+            with _writing(path) as partial:
+                _fetch(url, partial)
+            return path
+        except requests.RequestException as error:
+            is_answer = isinstance(error, requests.HTTPError)
+            failures.append(f"{url} ({error if is_answer else type(error).__name__})")
+    raise OSError(
+        "cannot download the weights of the Inception network from "
+        f"{' or '.join(failures)}: download the file elsewhere and give its path as "
+        "--inception FILE, or score with --metrics fd, the Frechet distance of the "
+        "feature network trained in place, which needs no download"
+    )
+
+
+def _fetch(url, path):
+    """Writes what the URL serves; RequestException unless it is the published file."""
+    digest = hashlib.sha256()
+    with (
+        requests.get(url, stream=True, timeout=_PATIENCE) as response,
+        path.open("wb") as file,
+        tqdm(total=NUM_BYTES, unit="B", unit_scale=True, disable=None) as bar,
+    ):
+        if not response.ok:
+            raise requests.HTTPError(f"status {response.status_code}")
+        for piece in response.iter_content(1 << 20):
+            file.write(piece)
+            digest.update(piece)
+            bar.update(len(piece))
+            if file.tell() > NUM_BYTES:
+                break
+    if digest.hexdigest() != SHA256:
+        raise requests.HTTPError("it serves another file")
+
+
+@contextlib.contextmanager
+def _writing(path):
+    """Yields a name to write to, which becomes `path` unless something fails."""
+    try:
+        with whole(path) as partial:
+            yield partial
+    except requests.RequestException:  # is an OSError, but not of writing
+        raise
     except (OSError, SafetensorError) as error:
-        raise OSError(f"cannot write {out} ({error})") from error
-    finally:
-        partial.unlink(missing_ok=True)
+        raise OSError(f"cannot write {path} ({error})") from error
 
 
 def _read_published(path):
@@ -80,14 +154,18 @@ def _read_published(path):
 
 def _verify(path):
     """Refuses a file that is not the published one, before anything unpickles it."""
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = _sha256(path)
     if found != SHA256:
         size = path.stat().st_size
         raise OSError(
             f"{path} is not the published file, or was cut off: it has {size} bytes "
             f"and SHA-256 {found}, not {NUM_BYTES} bytes and {SHA256}"
         )
+
+
+def _sha256(path):
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_converted(path):

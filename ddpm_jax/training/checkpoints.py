@@ -34,14 +34,15 @@ class Checkpoints:
 
         Args:
           folder: where they are.
-          keep: how many of the latest to keep.
+          keep: how many of the latest to keep, beside the best.
           read_only: whether to leave the folder, and a save under way in it, alone.
         """
         self.folder = os.path.abspath(folder)
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=preservation_policy.LatestN(keep),
+                preservation_policy=_preserved(keep),
+                best_fn=_rank,
                 cleanup_tmp_directories=not read_only,
                 read_only=read_only,
                 step_format_fixed_length=8,
@@ -52,8 +53,42 @@ class Checkpoints:
         """Returns the step of the latest complete checkpoint, or None."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState) -> None:
+    def best_step(self) -> int | None:
+        """Returns the step of the best of the checkpoints with scores, or None."""
+        scores = {step: self._manager.metrics(step) for step in self.steps()}
+        ranks = {step: _rank(found) for step, found in scores.items() if found}
+        return max(ranks, key=ranks.get, default=None)
+
+    def steps(self) -> list[int]:
+        """Returns the steps of all complete checkpoints, in order."""
+        return sorted(self._manager.all_steps())
+
+    def find(self, step: int | str | None = None) -> int:
+        """Returns the step of a checkpoint.
+
+        Args:
+          step: which one: its step, "best", or None for the latest.
+
+        Raises:
+          FileNotFoundError: if there is no such checkpoint.
+        """
+        if step == "best":
+            found, what = self.best_step(), "checkpoint with a score"
+        elif step is None:
+            found, what = self.latest_step(), "checkpoint"
+        else:
+            found = step if step in self.steps() else None
+            what = f"checkpoint of step {step}"
+        if found is None:
+            raise FileNotFoundError(f"no {what} in {self.folder}; {self.listed()}")
+        return found
+
+    def save(self, state: TrainState, scores: dict[str, float] | None = None) -> None:
         """Saves in the background; a step that is there already is left as it is.
+
+        Args:
+          state: what to save.
+          scores: of this state; the checkpoint with the largest "rank" is kept.
 
         Raises:
           OSError: if this save, or the one before it, cannot be written.
@@ -67,14 +102,14 @@ class Checkpoints:
             state=ocp.args.StandardSave(_without_ema(host)),
             ema=ocp.args.StandardSave(host.ema_params),
         )
-        self._writing(lambda: self._manager.save(step, args=items))
+        self._writing(lambda: self._manager.save(step, args=items, metrics=scores))
 
-    def restore(self, like: TrainState, step: int | None = None) -> TrainState:
+    def restore(self, like: TrainState, step: int | str | None = None) -> TrainState:
         """Returns a checkpoint's state as host arrays.
 
         Args:
           like: a state of the same shapes, which may be abstract.
-          step: which one, by default the latest.
+          step: see `find`.
 
         Raises:
           FileNotFoundError: if there is no such checkpoint.
@@ -116,12 +151,7 @@ class Checkpoints:
             ) from error
 
     def _read(self, step, **items):
-        steps = self._manager.all_steps()
-        if step is None and steps:
-            step = max(steps)
-        if step not in steps:
-            what = "checkpoint" if step is None else f"checkpoint of step {step}"
-            raise FileNotFoundError(f"no {what} in {self.folder}; {self.listed()}")
+        step = self.find(step)
         zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), items)
         args = {name: ocp.args.StandardRestore(item) for name, item in zeros.items()}
         try:
@@ -137,8 +167,21 @@ class Checkpoints:
 
     def listed(self) -> str:
         """Returns which checkpoints there are, in words."""
-        steps = ", ".join(map(str, sorted(self._manager.all_steps())))
+        steps = ", ".join(map(str, self.steps()))
         return f"there are those of steps {steps}" if steps else "there is none yet"
+
+
+def _rank(scores: dict[str, float]) -> float:
+    return scores["rank"]
+
+
+def _preserved(keep: int):
+    """The latest, and the best of those with scores."""
+    policy = preservation_policy
+    best = policy.BestN(
+        get_metric_fn=_rank, n=1, keep_checkpoints_without_metrics=False
+    )
+    return policy.AnyPreservationPolicy([policy.LatestN(keep), best])
 
 
 def _without_ema(state: TrainState) -> dict:

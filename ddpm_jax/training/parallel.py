@@ -6,6 +6,7 @@ and evaluation are `shard_map`s: examples are cut over the devices, and nothing 
 exchanged but the results, between processes.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 
 import jax
@@ -42,6 +43,7 @@ def parallel_step(train_step: Callable) -> Callable:
     return step
 
 
+@functools.lru_cache(maxsize=16)
 def shard(fn: Callable) -> Callable:
     """Compiles fn(params, *examples), cut over this process's devices.
 
@@ -49,7 +51,8 @@ def shard(fn: Callable) -> Callable:
       fn: works on each example by itself.
 
     Returns:
-      The same function, for a number of examples that the devices share equally.
+      The same function, for a number of examples that the devices share equally; for
+      the same `fn`, the same program.
     """
     mapped = jax.jit(
         jax.shard_map(
@@ -73,7 +76,7 @@ def in_batches(
     num: int,
     batch_size: int,
     title: str,
-    keep: Callable = lambda start, compute: compute(),
+    keep: Callable = lambda positions, compute: compute(),
 ) -> Iterator:
     """Yields the results for examples 0 ... num - 1, in order, batch by batch.
 
@@ -84,8 +87,8 @@ def in_batches(
       num: how many examples.
       batch_size: how many at a time; made a multiple of all devices.
       title: of the progress bar, which shows the batches where there are several.
-      keep: called as keep(start, compute) for the part that begins at an example; it
-        returns compute(), or what that returned before.
+      keep: called as keep(positions, compute) for each part; it returns compute(), or
+        what that returned before.
 
     Yields:
       NumPy results [batch, ...]; those of the last batch may be fewer.
@@ -101,13 +104,15 @@ def in_batches(
         def compute(positions=positions):
             return jax.device_get(fn(positions))
 
-        results = keep(first, compute)
+        results = keep(positions, compute)
         if processes > 1:
             results = jax.tree.map(_merged, process_allgather(results))
         yield jax.tree.map(lambda x, left=num - start: x[:left], results)
 
 
-def parallel_map(fn: Callable, batch_size: int, title: str = "sampling") -> Callable:
+def parallel_map(
+    fn: Callable, batch_size: int, title: str = "sampling", **keep
+) -> Callable:
     """Treats any number of examples, batch by batch, with one compiled program.
 
     Args:
@@ -115,6 +120,7 @@ def parallel_map(fn: Callable, batch_size: int, title: str = "sampling") -> Call
         `sample_fn` with its keys and labels.
       batch_size: see `in_batches`, and for `title`.
       title: of the progress bar.
+      **keep: see `in_batches`.
 
     Returns:
       The same function for any number of examples, with NumPy results; an argument may
@@ -129,10 +135,17 @@ def parallel_map(fn: Callable, batch_size: int, title: str = "sampling") -> Call
         def run_batch(positions):
             return sharded(params, *jax.tree.map(lambda x: x[positions], examples))
 
-        batches = in_batches(run_batch, num, batch_size, title)
+        batches = in_batches(run_batch, num, batch_size, title, **keep)
         return jax.tree.map(lambda *parts: np.concatenate(parts), *batches)
 
     return run
+
+
+def all_agree(flag: bool) -> bool:
+    """Returns whether it is so on every process; all must ask."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(np.all(process_allgather(np.array(flag))))
 
 
 def check_batch_size(batch_size: int, num_microbatches: int = 1) -> None:

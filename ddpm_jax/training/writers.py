@@ -10,6 +10,8 @@ import numpy as np
 import tensorboardX
 from tqdm import tqdm
 
+from ddpm_jax.files import whole
+
 
 def open_writer(workdir: str | os.PathLike, first_step: int, num_steps: int):
     """Returns the writer of process 0, and one that records nothing elsewhere."""
@@ -82,9 +84,8 @@ def _forget_after(path: Path, step: int) -> None:
     lines = path.read_text().splitlines(keepends=True)
     kept = [line for line in lines if line.endswith("\n") and _step_of(line) <= step]
     if kept != lines:
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(kept))
-        partial.replace(path)
+        with whole(path) as partial:
+            partial.write_text("".join(kept))
 
 
 def _step_of(line: str) -> float:

@@ -1,0 +1,159 @@
+"""Arguments that several mains share: which model, and how to sample from it."""
+
+import argparse
+from typing import Any
+
+import numpy as np
+
+from ddpm_jax import config, experiment, models, runs
+from ddpm_jax.config import ConfigError
+from ddpm_jax.construct import call
+from ddpm_jax.interop import openai
+from ddpm_jax.models import Model
+
+
+def add_model(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
+    """Adds the arguments that say which model; returns the group of which one is."""
+    one = parser.add_mutually_exclusive_group(required=True)
+    one.add_argument("--workdir", metavar="DIR", help="the folder of a run")
+    one.add_argument(
+        "--pretrained",
+        metavar="PATH",
+        help="a diffusers folder, a checkpoint of ermongroup/ddim or OpenAI, or a name "
+        "on the Hugging Face hub, such as google/ddpm-cifar10-32",
+    )
+    add = parser.add_argument
+    add("--weights", choices=["ema", "raw"], help="of a run (default: ema)")
+    add("--step", type=_step, help="of a checkpoint, or best (default: the latest)")
+    add(
+        "--openai",
+        metavar="KEY=VALUE,...",
+        help="what an unpublished checkpoint of OpenAI's code does not say, as in "
+        "image_size=64,num_heads=4,schedule=cosine,num_steps=4000",
+    )
+    return one
+
+
+def model(args: argparse.Namespace) -> Model:
+    """Opens the model that the arguments name, with their overrides of its config.
+
+    Raises:
+      ConfigError: for whatever the user can mend.
+      OSError: see `models.from_pretrained`.
+    """
+    trained = tuple(f"network.{key}" for key in models.READ_WITH)
+    if args.workdir is not None:
+        if args.openai is not None:
+            raise ConfigError("--openai belongs to --pretrained")
+        opened = models.from_run(args.workdir, args.weights != "raw", args.step)
+        trained += ("schedule.", "loss.predicts")
+    else:
+        if args.step is not None or args.weights is not None:
+            raise ConfigError("--step and --weights belong to --workdir")
+        if runs.is_run(args.pretrained):
+            raise ConfigError(f"{args.pretrained} is a run: give it as --workdir")
+        settings = _openai_settings(args.openai)
+        opened = models.from_pretrained(
+            args.pretrained, settings, _image_shape(args.overrides)
+        )
+    changed = config.override(opened.config, args.overrides)
+    for key, (was, _) in config.differences(opened.config, changed).items():
+        if key.startswith(trained):
+            raise ConfigError(f"config.{key}: the model was trained with {was}")
+    return opened._replace(config=changed)
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments that say how to sample."""
+    add = parser.add_argument
+    add("--seed", type=_seed, default=0, help="default: 0")
+    add("--labels", metavar="0,1,2", help="classes, repeated to fill --num")
+    add("--guidance_scale", type=float, help="0 unconditional, 1 conditional, or more")
+    add("--sampler", help="ddpm or ddim")
+    add("--steps", type=int, help="how many network calls")
+    add("--timesteps", help="trailing, leading, linspace or quadratic")
+    add("--eta", type=float, help="of ddim: 0 deterministic, 1 as ddpm")
+    add("--variance", help="of ddpm: fixed_small, fixed_large or learned_range")
+
+
+def sampling(settings: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
+    """Returns the model's config with what the arguments change in its sections."""
+    sampler = {"name": args.sampler, "eta": args.eta, "variance": args.variance}
+    if args.sampler not in (None, settings["sampler"]["name"]):
+        settings = {**settings, "sampler": {}}  # the settings were another sampler's
+    changes = {
+        "sampler": sampler,
+        "timesteps": {"name": args.timesteps, "num_steps": args.steps},
+        "denoiser": {"guidance_scale": args.guidance_scale},
+    }
+    for section, values in changes.items():
+        given = {key: value for key, value in values.items() if value is not None}
+        settings = {**settings, section: settings.get(section, {}) | given}
+    return settings
+
+
+def labels(args: argparse.Namespace, num_classes: int, num: int) -> np.ndarray | None:
+    """Returns a class for each of `num` images, None where the model has none.
+
+    Raises:
+      ConfigError: for classes that the model has not.
+    """
+    if args.labels is None:
+        return experiment.sample_labels(num_classes, num)
+    if not num_classes:
+        raise ConfigError("--labels: this model has no classes")
+    try:
+        given = [int(label) for label in args.labels.split(",")]
+    except ValueError as error:
+        raise ConfigError("--labels must be whole numbers, as in 0,1,2") from error
+    if not all(0 <= label < num_classes for label in given):
+        raise ConfigError(f"--labels must be within 0 ... {num_classes - 1}")
+    return experiment.sample_labels(num_classes, num, given)
+
+
+def add_features(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments that say by which feature network."""
+    add = parser.add_argument
+    add(
+        "--features",
+        metavar="NAME",
+        help="inception, classifier, pixels, or a FILE.py that defines "
+        "make_features(image_shape) -> (params, apply); default: as the metrics ask",
+    )
+    add("--inception", metavar="FILE", help="its weights (default: downloaded once)")
+    add("--convention", default="tf", help="tf, pytorch_fid or clean (default: tf)")
+
+
+def _step(text):
+    return text if text == "best" else int(text)
+
+
+def _seed(text):
+    if not text.isdigit() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError("must be a whole number from 0 to 2**63 - 1")
+    return int(text)
+
+
+def _openai_settings(text):
+    if text is None:
+        return None
+    pairs = [part.partition("=") for part in text.split(",")]
+    given = {key: config.literal(value) for key, _, value in pairs}
+    try:
+        if "image_size" not in given:
+            given = {"image_size": 0, **given}
+        settings = call(given, "openai", openai.Settings)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("config.openai", "--openai")) from error
+    if settings.image_size < 1:
+        raise ConfigError("--openai must say the image_size, as in image_size=64")
+    return settings
+
+
+def _image_shape(overrides):
+    """The shape of images among overrides, for a model that does not say."""
+    given = [text for text in overrides if text.startswith("image_shape=")]
+    if not given:
+        return None
+    shape = config.literal(given[-1].removeprefix("image_shape="))
+    return tuple(config.override({"image_shape": shape}, ())["image_shape"])

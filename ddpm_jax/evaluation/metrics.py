@@ -1,0 +1,156 @@
+"""The scores of a set of images by their features, each number with its warnings.
+
+`METRICS` names them as the command line does. FID, sFID and IS are of the Inception
+network by definition; of any other features the Fréchet distance is called `fd`.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from ddpm_jax.evaluation import manifolds, scores
+from ddpm_jax.evaluation.moments import frechet_distance
+from ddpm_jax.evaluation.statistics import Statistics
+
+# Below this the bias of the Fréchet distance is larger than what models differ by.
+FEW = 2048
+
+
+class Value(NamedTuple):
+    """A number.
+
+    Attributes:
+      value: the number.
+      error: its standard deviation over splits or subsets, where there are any.
+      warnings: what keeps it from being compared with published ones.
+    """
+
+    value: float
+    error: float | None = None
+    warnings: tuple[str, ...] = ()
+
+
+class Metric(NamedTuple):
+    """How a set of images is scored.
+
+    Attributes:
+      score: (generated, reference, labels or None) -> values, by `names`.
+      names: of the values.
+      network: the feature network that it is defined by, or None for any.
+      of_reference: whether it compares with other images.
+    """
+
+    score: Callable[..., tuple[Value, ...]]
+    names: tuple[str, ...]
+    network: str | None = None
+    of_reference: bool = True
+
+
+def check_comparable(generated: Statistics, reference: Statistics) -> tuple[str, ...]:
+    """Refuses a reference of another protocol.
+
+    Returns:
+      Warnings that every number with this reference carries.
+
+    Raises:
+      ValueError: if the reference is of another network, preprocessing or image size.
+    """
+    if not reference.protocol:
+        return ("the reference does not say which images, size and preprocessing of",)
+    for key in ("features", "image_shape"):
+        here, there = generated.protocol[key], reference.protocol[key]
+        if here != there:
+            raise ValueError(
+                f"the reference has {key} {_words(there)}, these images have "
+                f"{_words(here)}: make another with python -m ddpm_jax.reference"
+            )
+    return ()
+
+
+def _distance(part):
+    def score(generated, reference, labels):
+        ours, theirs = getattr(generated, part), getattr(reference, part)
+        if ours is None or theirs is None:
+            raise ValueError(f"the reference holds no {part} features")
+        value = frechet_distance(ours, theirs)
+        return (Value(value, None, _few(generated, reference, len(ours.mean))),)
+
+    return score
+
+
+def _inception_score(generated, reference, labels):
+    few = _few(generated, None, 0)
+    return (Value(*scores.inception_score(generated.logits), few),)
+
+
+def _kernel_distance(generated, reference, labels):
+    ours, theirs = _features(generated, reference)
+    size = min(1000, len(ours), len(theirs))
+    warnings = (f"subsets of {size}, not of 1000",) if size < 1000 else ()
+    value, error = scores.kernel_distance(ours, theirs, subset_size=size)
+    return (Value(value, error, warnings),)
+
+
+def _precision_recall(generated, reference, labels):
+    return _manifolds(manifolds.precision_recall, generated, reference)
+
+
+def _density_coverage(generated, reference, labels):
+    return _manifolds(manifolds.density_coverage, generated, reference)
+
+
+def _accuracy(generated, reference, labels):
+    if labels is None:
+        raise ValueError("these images have no classes asked for")
+    right = np.argmax(generated.logits, axis=1) == labels
+    error = np.std(right) / np.sqrt(len(right))
+    return (Value(float(np.mean(right)), float(error)),)
+
+
+METRICS = {
+    "fid": Metric(_distance("gaussian"), ("fid",), "inception"),
+    "sfid": Metric(_distance("spatial"), ("sfid",), "inception"),
+    "is": Metric(_inception_score, ("is",), "inception", of_reference=False),
+    "kid": Metric(_kernel_distance, ("kid",)),
+    "pr": Metric(_precision_recall, ("precision", "recall")),
+    "dc": Metric(_density_coverage, ("density", "coverage")),
+    "fd": Metric(_distance("gaussian"), ("fd",)),
+    "accuracy": Metric(_accuracy, ("accuracy",), "classifier", of_reference=False),
+}
+
+
+def _few(generated, reference, dim):
+    """Warnings of the numbers of images; a reference may not know its own."""
+    warnings = []
+    for name, statistics in (("samples", generated), ("reference images", reference)):
+        num = None if statistics is None else statistics.num
+        if num is None:
+            continue
+        if num <= dim:
+            warnings.append(f"{num} {name} for {dim} feature dimensions: no distance")
+        elif num < FEW:
+            warnings.append(f"{num} {name}, fewer than {FEW}: biased")
+    return tuple(warnings)
+
+
+def _features(generated, reference):
+    if reference.features is None:
+        raise ValueError(
+            "the reference holds no features: make one with python -m "
+            "ddpm_jax.reference"
+        )
+    return generated.features, reference.features
+
+
+def _manifolds(compare, generated, reference):
+    ours, theirs = _features(generated, reference)
+    numbers = f"{len(ours)} samples, {len(theirs)} reference images"
+    warnings = () if len(ours) == len(theirs) else (numbers,)
+    return tuple(Value(value, None, warnings) for value in compare(ours, theirs))
+
+
+def _words(value):
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {str(v)[:12]}" for k, v in value.items())
+    return "x".join(map(str, value))

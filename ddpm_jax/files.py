@@ -1,0 +1,41 @@
+"""Files: written whole or not at all, and arrays read from them."""
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+
+@contextmanager
+def whole(path: str | os.PathLike) -> Iterator[Path]:
+    """Yields a name to write to, which becomes `path` unless something fails.
+
+    The folder is made if it is not there. The name ends as `path` does, for writers
+    that go by that.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(
+        f".{path.stem}.{uuid.uuid4().hex[:8]}.partial{path.suffix}"
+    )
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Reads an .npz.
+
+    Raises:
+      ValueError: if it cannot be read as one.
+    """
+    try:
+        with path.open("rb") as file, np.load(file) as archive:
+            return {name: archive[name] for name in archive.files}
+    except Exception as error:  # NumPy raises anything on corrupt bytes
+        raise ValueError(f"{path} is no readable .npz of arrays ({error})") from error

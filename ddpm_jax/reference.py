@@ -1,0 +1,70 @@
+"""Makes the statistics of real images that samples are compared with.
+
+  python -m ddpm_jax.reference --config configs/cifar.py --out cifar_train.npz
+  python -m ddpm_jax.reference --images my_images --out mine.npz
+
+The file says what it is of and how it was made, and other tools read its mu and sigma.
+`python -m ddpm_jax.evaluate` makes and keeps those of a model's own data by itself.
+"""
+
+import argparse
+from pathlib import Path
+
+import jax
+
+from ddpm_jax import arguments, cli, config, datasets
+from ddpm_jax.config import ConfigError
+from ddpm_jax.evaluation import statistics
+from ddpm_jax.scoring import networks, references, subjects
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Adds the arguments of this main."""
+    add = parser.add_argument
+    add("--config", metavar="FILE.py", help="the recipe whose data they are of")
+    add("--split", default="train", help="of these data (default: train)")
+    add("--images", metavar="PATH", help="a folder of images of one size, or an .npz")
+    arguments.add_features(parser)
+    add("--num", type=int, help="how many images, evenly spread (default: all)")
+    add(
+        "--num_features",
+        type=int,
+        default=references.NUM_KEPT,
+        help="features kept for kid, pr and dc (default: 50000)",
+    )
+    add("--batch_size", type=int, default=64, help="images at a time (default: 64)")
+    add("--out", required=True, metavar="FILE.npz", help="where they are written")
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    """Makes and writes them."""
+    out = Path(args.out)
+    if out.suffix != ".npz":
+        raise ConfigError(f"--out {out}: give the name of an .npz")
+    if (args.config is None) == (args.images is None):
+        raise ConfigError("give --config FILE.py or --images PATH, one of them")
+    if args.batch_size < 1 or args.num_features < 0 or (args.num or 2) < 2:
+        raise ConfigError(
+            "--num must be at least 2, --batch_size 1 and --num_features 0"
+        )
+    settings = config.load(args.config, args.overrides) if args.config else None
+    if settings is not None:
+        subject = references.of_split(settings, args.split, args.num)
+    else:
+        found = datasets.open_images(args.images)
+        subject = subjects.of_source("images", found, args.num)
+    extractor = networks.open_extractor(
+        args.features or "inception", settings, args.inception, args.convention
+    )
+    made = references.statistics_of(
+        subject, extractor, args.batch_size, args.num_features
+    )
+    if jax.process_index() == 0:
+        statistics.save(out, made)
+        name = extractor.protocol["name"]
+        print(f"wrote {out}: {made.num} images, features of {name}")
+
+
+if __name__ == "__main__":
+    cli.run(main, cli.parse(add_arguments(cli.parser(__doc__))))

@@ -1,0 +1,1 @@
+"""What a model scores: composes experiment and evaluation; results, tables, plots."""

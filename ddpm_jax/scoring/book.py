@@ -1,0 +1,62 @@
+"""The scores of a run so far, in its evaluation.json."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from ddpm_jax.config import ConfigError
+from ddpm_jax.scoring import report
+from ddpm_jax.scoring.report import Score
+from ddpm_jax.scoring.store import Store
+from ddpm_jax.training import parallel
+
+
+class Book:
+    """Scores in a file, which grows as they come.
+
+    Attributes:
+      path: of the file.
+    """
+
+    def __init__(self, path: Path):
+        """Opens a file of scores, which need not be there yet.
+
+        Raises:
+          ConfigError: if it is there and holds anything else.
+        """
+        self.path = path
+        try:
+            self._scores = report.load(path) if path.is_file() else []
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+
+    def known(
+        self, subject: str, names: Iterable[str], protocol: dict[str, Any]
+    ) -> list[Score] | None:
+        """Returns scores that need not be computed again, or None.
+
+        Args:
+          subject: what is scored.
+          names: of the numbers, all of which must be known.
+          protocol: what they must have been computed by.
+        """
+        wanted = report.plain(protocol)
+        found = {
+            score.metric: score
+            for score in self._scores
+            if score.subject == subject and wanted.items() <= score.protocol.items()
+        }
+        known = [found[name] for name in names if name in found]
+        return known if parallel.all_agree(len(known) == len([*names])) else None
+
+    def add(self, scores: Iterable[Score]) -> None:
+        """Writes scores beside the others."""
+        self._scores = report.merge(self._scores, scores)
+        if jax.process_index() == 0:
+            report.save(self.path, self._scores)
+
+    def store(self, protocol: dict[str, Any], kind: type) -> Store:
+        """Opens the place of results that become scores."""
+        return Store(self.path.with_name(f".{self.path.stem}"), protocol, kind)

@@ -1,0 +1,77 @@
+"""Statistics of real images, made once and kept."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from ddpm_jax import cache, datasets
+from ddpm_jax.config import ConfigError
+from ddpm_jax.data.source import in_memory
+from ddpm_jax.evaluation import statistics
+from ddpm_jax.evaluation.extractors import Extractor
+from ddpm_jax.evaluation.statistics import Statistics
+from ddpm_jax.scoring import subjects
+from ddpm_jax.scoring.store import key_of
+from ddpm_jax.scoring.subjects import Subject
+from ddpm_jax.training import parallel
+
+NUM_KEPT = 50_000  # features kept of a reference, for KID, precision and recall
+
+
+def of_split(config: dict[str, Any], split: str, num: int | None = None) -> Subject:
+    """The real images of a config, neither mirrored nor shuffled.
+
+    Args:
+      config: its section `data` says which.
+      split: which part, such as "train" or "test".
+      num: how many, evenly spread; None for all.
+
+    Raises:
+      ConfigError: see `datasets.open_split`.
+    """
+    source = in_memory(datasets.open_split(config, split))
+    names = ("name", "dataset")
+    data = {name: config["data"][name] for name in names if name in config["data"]}
+    return subjects.of_source(f"data:{split}", source, num, data=data, split=split)
+
+
+def find(
+    name: str, config: dict[str, Any] | None, extractor: Extractor, batch_size: int
+) -> Statistics:
+    """Returns the statistics of a file, or of a split of a config's images.
+
+    Args:
+      name: of a split, or of a file, which ends in .npz.
+      config: whose images, for a split.
+      extractor: the feature network.
+      batch_size: images at a time.
+
+    Raises:
+      ConfigError: if there is no such split, or no config that says of what.
+      OSError: see `statistics.load`.
+    """
+    if name.endswith(".npz"):
+        return statistics.load(Path(name))
+    if config is None:
+        raise ConfigError(
+            "what are these images to be compared with? Give --reference FILE.npz, or "
+            "--config FILE.py to say of which data"
+        )
+    return statistics_of(of_split(config, name), extractor, batch_size)
+
+
+def statistics_of(
+    subject: Subject, extractor: Extractor, batch_size: int, num_kept: int = NUM_KEPT
+) -> Statistics:
+    """Returns the statistics of images, from the cache if they were made before."""
+    protocol = subjects.protocol(subject, extractor)
+    key = key_of({**protocol, "num_kept": num_kept})
+    path = cache.folder() / "references" / f"{key}.npz"
+    if parallel.all_agree(path.is_file()):
+        return statistics.load(path)
+    made = subjects.measure(subject, extractor, batch_size, num_kept)
+    made = made._replace(logits=None)  # of no use in a reference
+    if jax.process_index() == 0:
+        statistics.save(path, made)
+    return made

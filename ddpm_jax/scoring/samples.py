@@ -1,0 +1,106 @@
+"""Scores of sets of images by their features."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from ddpm_jax.config import ConfigError
+from ddpm_jax.evaluation.extractors import Extractor, Outputs
+from ddpm_jax.evaluation.metrics import METRICS, Value, check_comparable
+from ddpm_jax.evaluation.statistics import Statistics
+from ddpm_jax.scoring import subjects
+from ddpm_jax.scoring.book import Book
+from ddpm_jax.scoring.report import Score
+from ddpm_jax.scoring.subjects import Subject
+
+
+class Measure(NamedTuple):
+    """What to compute of a set of images.
+
+    Attributes:
+      names: of the numbers.
+      compute: (subject, its statistics) -> the numbers; ValueError if they cannot be.
+      protocol: what they depend on beside the images and the feature network.
+    """
+
+    names: tuple[str, ...]
+    compute: Callable[[Subject, Statistics], Iterable[Value]]
+    protocol: dict[str, Any]
+
+
+def network_of(metrics: Iterable[str], given: str | None) -> str:
+    """Returns the feature network of metrics: the one given, or that they ask for.
+
+    Raises:
+      ConfigError: if a metric is of another network.
+    """
+    wanted = {name: METRICS[name].network for name in metrics if METRICS[name].network}
+    chosen = given or next(iter(wanted.values()), "classifier")
+    for name, network in wanted.items():
+        if network != chosen:
+            raise ConfigError(
+                f"{name} is of the features {network!r}, not of {chosen!r}: give "
+                f"--features {network}, or evaluate it by itself"
+            )
+    if chosen == "inception" and "fd" in metrics:
+        raise ConfigError("the Frechet distance of Inception features is called fid")
+    return chosen
+
+
+def measure_of(name: str, reference: Statistics | None) -> Measure:
+    """Returns how a metric is computed, against a reference where it compares."""
+    metric = METRICS[name]
+
+    def compute(subject, generated):
+        warnings = check_comparable(generated, reference) if metric.of_reference else ()
+        values = metric.score(generated, reference, subject.labels)
+        return [v._replace(warnings=(*warnings, *v.warnings)) for v in values]
+
+    protocol = {"reference": reference.protocol} if metric.of_reference else {}
+    return Measure(metric.names, compute, protocol)
+
+
+def score(
+    subject: Subject,
+    extractor: Extractor,
+    measures: Iterable[Measure],
+    book: Book,
+    batch_size: int,
+) -> list[Score]:
+    """Draws a set of images and scores it; what the book knows is not done again.
+
+    Raises:
+      ConfigError: if something cannot be computed of these images.
+    """
+    done, todo = [], []
+    images = subjects.protocol(subject, extractor)
+    for measure in measures:
+        known = book.known(subject.name, measure.names, images | measure.protocol)
+        done += known or []
+        todo += [] if known else [measure]
+    if not todo:
+        return done
+    store = book.store({**images, "batch_size": batch_size}, Outputs)
+    try:
+        generated = subjects.measure(subject, extractor, batch_size, keep=store)
+    except ValueError as error:
+        raise ConfigError(f"features of {subject.name}: {error}") from error
+    scores = [each for measure in todo for each in _scores(subject, generated, measure)]
+    book.add(scores)
+    store.clear()
+    return done + scores
+
+
+def _scores(subject, generated, measure):
+    protocol = generated.protocol | measure.protocol
+    calls = subject.protocol.get("network_calls")
+    if calls is not None:
+        protocol["network_calls"] = calls
+    try:
+        values = measure.compute(subject, generated)
+    except ValueError as error:
+        names = ", ".join(measure.names)
+        raise ConfigError(f"{names} of {subject.name}: {error}") from error
+    return [
+        Score(subject.name, name, value.value, value.error, value.warnings, protocol)
+        for name, value in zip(measure.names, values, strict=True)
+    ]

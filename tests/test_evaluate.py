@@ -1,0 +1,384 @@
+"""Scores end to end: of runs, of published models, of images."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from tiny import call, random_params, tiny
+
+from ddpm_jax import convert, evaluate, experiment, reference, runs
+from ddpm_jax.config import ConfigError
+from ddpm_jax.data import images, sources
+from ddpm_jax.data.source import ArraySource
+from ddpm_jax.evaluation import extractors, moments, scores
+from ddpm_jax.evaluation.extractors import Outputs
+from ddpm_jax.experiment import build
+from ddpm_jax.scoring import references, report, store, subjects
+from ddpm_jax.training import parallel
+
+PIXELS = ("--features", "pixels", "--metrics", "fd,kid,pr,dc", "--batch_size", 16)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluate") / "run"
+    runs.write(folder, tiny(), random_params(build(tiny())))
+    return folder
+
+
+def values(path, subject=None):
+    """The numbers in a file of scores, by metric."""
+    found = report.load(path)
+    return {s.metric: s.value for s in found if subject in (None, s.subject)}
+
+
+# Of a model, against real images.
+
+
+def test_scores_of_samples(workdir, tmp_path):
+    """They are those of the images that are drawn, computed by hand."""
+    out = tmp_path / "scores.json"
+    call(evaluate, "--workdir", workdir, *PIXELS, "--num", 70, "--out", out)
+    run, params = runs.load(workdir)
+    labels = np.resize(np.arange(10), 70)
+    drawn = jax.jit(run.sample_fn)(params, experiment.sample_keys(0, 70), labels)
+    source = sources.digits("train")
+    ours, real = (
+        (x.astype(np.float64) / 127.5 - 1).reshape(len(x), -1)
+        for x in (images.to_uint8(drawn), source.images)
+    )
+    a, b = (moments.Gaussian(np.mean(x, axis=0), np.cov(x.T)) for x in (ours, real))
+    found = values(out, "ddpm:5")
+    np.testing.assert_allclose(found["fd"], moments.frechet_distance(a, b), rtol=1e-4)
+    kid, _ = scores.kernel_distance(ours, real, subset_size=70)
+    np.testing.assert_allclose(found["kid"], kid, rtol=1e-4)
+    assert {*found} == {"fd", "kid", "precision", "recall", "density", "coverage"}
+
+
+def test_the_protocol_is_beside_each_number(workdir, tmp_path):
+    out = tmp_path / "scores.json"
+    given = ["--workdir", workdir, *PIXELS, "--num", 20, "--out", out, "--seed", 3]
+    call(evaluate, *given, "--labels", "7", "--sampler", "ddim", "--eta", 0.5)
+    for score in report.load(out):
+        protocol = score.protocol
+        assert protocol["features"] == {"name": "pixels"} and protocol["num"] == 20
+        assert protocol["images"]["sampler"] == {"name": "ddim", "eta": 0.5}
+        assert protocol["images"]["seed"] == 3 and protocol["network_calls"] == 5
+        assert protocol["images"]["classes"] == "7"
+        assert protocol["images"]["model"]["weights"] == "ema"
+        assert protocol["images"]["model"]["step"] == 0
+        assert protocol["reference"]["images"]["split"] == "train"
+        assert protocol["reference"]["num"] == 1498
+        assert score.warnings, "20 samples are few"
+
+
+def test_a_sweep(workdir, tmp_path, capsys):
+    out = tmp_path / "scores.json"
+    sweep = ["--sweep", "ddim:2,4", "ddpm:3", "data:test"]
+    given = ["--workdir", workdir, "--num", 24, "--out", out, *PIXELS]
+    call(evaluate, *given, *sweep)
+    rows = capsys.readouterr().out.splitlines()[1:5]
+    assert [row.split()[0] for row in rows] == [
+        "ddim:2",
+        "ddim:4",
+        "ddpm:3",
+        "data:test",
+    ]
+    assert [row.split()[1] for row in rows[:3]] == ["2", "4", "3"]
+    assert values(out, "data:test")["fd"] < values(out, "ddim:4")["fd"]
+    assert (tmp_path / "scores.png").read_bytes()[:4] == b"\x89PNG"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "scores.json",
+        "scores.png",
+    ]
+
+
+def test_of_real_images_the_distance_is_zero(workdir, tmp_path):
+    out = tmp_path / "scores.json"
+    given = ["--workdir", workdir, *PIXELS, "--out", out]
+    call(evaluate, *given, "--sweep", "data:train")
+    found = values(out)
+    assert found["fd"] < 1e-6 and found["precision"] == found["recall"] == 1
+    assert found["coverage"] == 1
+
+
+def test_what_is_done_is_not_done_again(workdir, tmp_path, monkeypatch):
+    """A stop in the middle loses no features and changes no number."""
+    given = ["--workdir", workdir, *PIXELS, "--num", 64]
+    whole, parts = tmp_path / "whole.json", tmp_path / "parts.json"
+    call(evaluate, *given, "--out", whole)
+    to_uint8, calls = images.to_uint8, []
+
+    def counted(x, limit):
+        if len(calls) == limit:
+            raise KeyboardInterrupt
+        calls.append(len(x))
+        return to_uint8(x)
+
+    monkeypatch.setattr(images, "to_uint8", lambda x: counted(x, 3))
+    with pytest.raises(KeyboardInterrupt):
+        call(evaluate, *given, "--out", parts)
+    assert not parts.exists() and sum(calls) == 48
+    monkeypatch.setattr(images, "to_uint8", lambda x: counted(x, 4))
+    call(evaluate, *given, "--out", parts)
+    assert sum(calls) == 64, "one batch was left"
+    assert values(parts) == values(whole)
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
+    call(evaluate, *given, "--out", parts)  # all is known: nothing is drawn
+    assert sum(calls) == 64
+    with pytest.raises(KeyboardInterrupt):
+        call(evaluate, *given, "--seed", 1, "--out", parts)  # of another seed, nothing
+
+
+def test_a_part_that_was_cut_off_is_made_again(tmp_path):
+    of_images = store.Store(tmp_path, {"a": 1}, Outputs)
+    made = lambda: Outputs(np.arange(6.0).reshape(2, 3), None, np.ones((2, 1)))
+    positions = np.array([4, 5])
+    of_images(positions, made)
+    (path,) = tmp_path.rglob("*.npz")
+    for content in (path.read_bytes()[:100], b"", b"PK\x03\x04"):
+        path.write_bytes(content)
+        again = of_images(positions, made)
+        np.testing.assert_array_equal(again.features, made().features)
+    kept = of_images(positions, None)
+    np.testing.assert_array_equal(kept.spatial, made().spatial)
+    assert kept.logits is None
+
+
+def environment(devices):
+    flags = re.sub(r"--xla_force_host\S+", "", os.environ["XLA_FLAGS"])
+    flags += f" --xla_force_host_platform_device_count={devices}"
+    return {**os.environ, "XLA_FLAGS": flags}
+
+
+@pytest.mark.parametrize("devices, processes", [(4, 1), (1, 2)])
+def test_devices_and_processes_give_the_same_numbers(
+    workdir, tmp_path, devices, processes
+):
+    """37 samples, which nothing divides; references are made by all together, too."""
+    given = ["--workdir", workdir, *PIXELS, "--num", 37]
+    given[given.index("fd,kid,pr,dc")] = "fd,kid,pr,bpd"
+    alone, shared = tmp_path / "alone.json", tmp_path / "shared.json"
+    call(evaluate, *given, "--out", alone)
+    module = ["ddpm_jax.evaluate", *map(str, given), "--out", str(shared)]
+    launch = [sys.executable, "-m"]
+    if processes > 1:
+        launch = ["launch/local.sh", str(processes)]
+    result = subprocess.run(
+        [*launch, *module],
+        env={
+            **environment(devices),
+            "XDG_CACHE_HOME": str(tmp_path / "cache"),
+            "PORT": "23458",
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        },
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert result.returncode == 0, result.stderr
+    one, other = values(alone), values(shared)
+    assert {*one} == {*other}
+    for name in one:
+        np.testing.assert_allclose(one[name], other[name], rtol=1e-4, err_msg=name)
+
+
+# Of images that are there.
+
+
+def test_images_of_a_folder_or_a_file(tmp_path):
+    pictures, labels = sources.digits("test").images, None
+    images.save_folder(tmp_path / "folder", pictures, labels)
+    np.savez(tmp_path / "a.npz", arr_0=pictures)
+    found = []
+    for path in ("folder", "a.npz"):
+        out = tmp_path / "scores.json"
+        config = ["--config", "configs/digits.py"]
+        call(evaluate, "--images", tmp_path / path, *config, *PIXELS, "--out", out)
+        found.append(report.load(out)[0])
+        out.unlink()
+    assert found[0].value == found[1].value and found[0].subject == "images"
+
+
+def test_memorisation(tmp_path):
+    """Half of the images are of the training set."""
+    train, test = (sources.digits(split).images for split in ("train", "test"))
+    np.savez(tmp_path / "a.npz", images=np.concatenate([train[:20], test[:20]]))
+    out = tmp_path / "scores.json"
+    given = ["--images", tmp_path / "a.npz", "--metrics", "memorisation", "--out", out]
+    call(evaluate, *given, "--features", "pixels", "--config", "configs/digits.py")
+    found = values(out)
+    assert found["copies"] == 0.5 and 0.65 < found["memorisation"] < 0.85
+    pictures = sorted(path.name for path in tmp_path.glob("*.png"))
+    assert pictures == ["memorisation_images.png", "memorisation_images_distances.png"]
+
+
+# References.
+
+
+def test_a_reference_of_a_file_is_that_of_the_split(workdir, tmp_path):
+    made, out = tmp_path / "train.npz", tmp_path / "scores.json"
+    features = ["--features", "pixels"]
+    call(reference, "--config", "configs/digits.py", *features, "--out", made)
+    given = ["--workdir", workdir, *PIXELS, "--num", 20, "--out", out]
+    call(evaluate, *given)
+    by_split = values(out)
+    out.unlink()
+    call(evaluate, *given, "--reference", made)
+    assert values(out) == by_split
+
+
+def test_a_reference_of_another_protocol_is_refused(workdir, tmp_path):
+    pictures = np.repeat(sources.digits("test").images, 2, axis=1)
+    np.savez(tmp_path / "tall.npz", images=pictures)
+    made = tmp_path / "made.npz"
+    features = ["--features", "pixels"]
+    call(reference, "--images", tmp_path / "tall.npz", *features, "--out", made)
+    given = ["--workdir", workdir, *PIXELS, "--num", 20, "--out", tmp_path / "s.json"]
+    with pytest.raises(ConfigError, match="image_shape 16x8x1, .* have 8x8x1: make"):
+        call(evaluate, *given, "--reference", made)
+    ours = tmp_path / "ours.py"
+    ours.write_text(
+        "def make_features(image_shape):\n"
+        "    return {}, lambda params, x: x.reshape(len(x), -1) / 255.0\n"
+    )
+    call(reference, "--config", "configs/digits.py", "--features", ours, "--out", made)
+    with pytest.raises(ConfigError, match="features name ours, .* name pixels: make"):
+        call(evaluate, *given, "--reference", made)
+    given[given.index("pixels")] = ours
+    call(evaluate, *given, "--reference", made)
+
+
+@pytest.mark.parametrize("spatial", [False, True])
+def test_statistics_of_other_tools(workdir, tmp_path, spatial):
+    """They hold mu and sigma alone, and the number says that this is all it knows."""
+    x = sources.digits("train").images.reshape(1498, -1) / 127.5 - 1
+    arrays = {"mu": x.mean(0), "sigma": np.cov(x.T)}
+    if spatial:
+        arrays |= {"mu_s": np.zeros(3), "sigma_s": np.eye(3), "arr_0": np.zeros(2)}
+    np.savez(tmp_path / "theirs.npz", **arrays)
+    out = tmp_path / "scores.json"
+    given = ["--workdir", workdir, "--features", "pixels", "--num", 20, "--out", out]
+    call(evaluate, *given, "--metrics", "fd", "--reference", tmp_path / "theirs.npz")
+    theirs = report.load(out)[-1]
+    assert any("does not say" in warning for warning in theirs.warnings)
+    call(evaluate, *given, "--metrics", "fd")
+    np.testing.assert_allclose(theirs.value, report.load(out)[-1].value, rtol=1e-6)
+    with pytest.raises(ConfigError, match="kid of ddpm:5: .* holds no features"):
+        call(
+            evaluate, *given, "--metrics", "kid", "--reference", tmp_path / "theirs.npz"
+        )
+
+
+def test_references_are_made_once_and_again_when_images_change(monkeypatch):
+    extractor = extractors.pixels()
+    source = sources.digits("test")
+    subject = subjects.of_source("a", source)
+    first = references.statistics_of(subject, extractor, 64)
+    with monkeypatch.context() as context:
+        context.setattr(parallel, "in_batches", None)
+        again = references.statistics_of(subject, extractor, 64)
+    np.testing.assert_array_equal(first.gaussian.covariance, again.gaussian.covariance)
+    other = np.flip(source.images, axis=2)
+    changed = subjects.of_source("a", ArraySource(other, source.labels, 10))
+    assert not np.array_equal(
+        references.statistics_of(changed, extractor, 64).gaussian.mean,
+        first.gaussian.mean,
+    )
+
+
+# Bits per dimension.
+
+
+def test_bits(workdir, tmp_path):
+    out, small = tmp_path / "scores.json", tmp_path / "small.json"
+    given = ["--workdir", workdir, "--num", 11]
+    both = [*given, "--metrics", "bpd,ode_bpd", "--tolerance", 1e-3]
+    call(evaluate, *both, "--out", out)
+    found = {score.metric: score for score in report.load(out)}
+    protocol = found["bpd"].protocol
+    assert protocol["variance"] == "learned_range" and protocol["num_steps"] == 20
+    assert protocol["split"] == "data:test" and protocol["num"] == 11
+    assert all(np.isfinite(score.value + score.error) for score in found.values())
+    bpd = [*given, "--metrics", "bpd"]
+    call(evaluate, *bpd, "--batch_size", 8, "--out", small)
+    np.testing.assert_allclose(values(small)["bpd"], found["bpd"].value, rtol=1e-5)
+    call(evaluate, *bpd, "--variance", "fixed_small", "--out", small)
+    assert values(small)["bpd"] != found["bpd"].value
+    call(evaluate, *both, "--out", out)
+    assert len(json.loads(out.read_text())) == 2, "known scores are not repeated"
+
+
+def test_a_published_model_is_scored_on_the_data_given(workdir, tmp_path):
+    folder = tmp_path / "published"
+    call(convert, "--workdir", workdir, "--out", folder)
+    found = []
+    for model in (["--workdir", workdir], ["--pretrained", folder]):
+        out = tmp_path / f"{len(found)}.json"
+        given = [*model, "--config.data={'name': 'digits'}", "--num", 5, "--out", out]
+        call(evaluate, *given, "--metrics", "bpd")
+        found.append(values(out)["bpd"])
+    np.testing.assert_allclose(*found, rtol=1e-6)
+
+
+MISTAKES = {
+    "unknown metric 'bdp'; did you mean 'bpd'": "--metrics bdp",
+    "no split 'tset'": "--metrics bpd --split tset",
+    "no split 'tst'": "--metrics fd --features pixels --reference tst",
+    "no reference x.npz: python -m": "--metrics fd --features pixels --reference x.npz",
+    "--num must be at least 2": "--num 1",
+    "unknown variance 'learned'": "--metrics bpd --variance learned",
+    "--tolerance must lie": "--metrics ode_bpd --tolerance 0",
+    "--tolerance would have no effect": "--metrics bpd --tolerance 1e-3",
+    "--eta would have no effect": "--metrics bpd --eta 0.5",
+    "--config would have no effect": "--metrics bpd --config x.py",
+    "there is no folder": "--out nowhere/at/all.json",
+    "fid is of the features 'inception'": "--metrics fid,accuracy --features pixels",
+    "accuracy is of the features 'classifier'": "--metrics fid,accuracy",
+    "is called fid": "--metrics fid,fd",
+    "--features resnet: unknown network": "--metrics fd --features resnet",
+    "unknown convention 'tff'; did you mean 'tf'": "--convention tff --inception x",
+    "no file w.pth: download": "--inception w.pth",
+    "no file 'f.py'": "--metrics fd --features f.py",
+    "give NAME:STEPS": "--metrics fd --sweep ddim",
+    "unknown name 'dimm'; did you mean 'ddim'": "--metrics fd --sweep dimm:3",
+    "--steps would have no effect": "--metrics fd --sweep ddim:3 --steps 4",
+    "num_steps must be 1 ... 20": "--metrics fd --sweep ddim:21",
+}
+
+
+@pytest.mark.parametrize("message", MISTAKES)
+def test_mistakes_of_evaluation(workdir, tmp_path, message):
+    given = MISTAKES[message].split()
+    if "--out" not in given:
+        given += ["--out", tmp_path / "scores.json"]
+    with pytest.raises((ConfigError, OSError), match=message):
+        call(evaluate, "--workdir", workdir, *given)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_images_have_no_likelihood_and_need_data(tmp_path):
+    np.savez(tmp_path / "a.npz", images=np.zeros((9, 8, 8, 1), np.uint8))
+    given = ["--images", tmp_path / "a.npz", "--out", tmp_path / "s.json"]
+    with pytest.raises(ConfigError, match="bpd is of a model, not of --images"):
+        call(evaluate, *given, "--metrics", "bpd")
+    with pytest.raises(ConfigError, match="compared with.* --reference FILE.npz, or"):
+        call(evaluate, *given, "--metrics", "fd", "--features", "pixels")
+    with pytest.raises(ConfigError, match="trained on a data set: give --config"):
+        call(evaluate, *given, "--metrics", "fd")
+    with pytest.raises(ConfigError, match="there is no file .*b.npz"):
+        call(evaluate, "--images", tmp_path / "b.npz")
+
+
+def test_a_damaged_file_of_scores_is_not_overwritten(workdir, tmp_path):
+    out = tmp_path / "scores.json"
+    out.write_text('[{"sub')
+    with pytest.raises(ConfigError, match="is damaged or holds no scores: move it"):
+        call(evaluate, "--workdir", workdir, *PIXELS, "--out", out)
+    assert out.read_text() == '[{"sub'

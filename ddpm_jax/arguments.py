@@ -8,8 +8,10 @@ import numpy as np
 from ddpm_jax import config, experiment, models, runs
 from ddpm_jax.config import ConfigError
 from ddpm_jax.construct import call
+from ddpm_jax.evaluation.extractors import Extractor
 from ddpm_jax.interop import openai
 from ddpm_jax.models import Model
+from ddpm_jax.scoring import networks
 
 
 def add_model(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
@@ -121,10 +123,28 @@ def add_features(parser: argparse.ArgumentParser) -> None:
         "make_features(image_shape) -> (params, apply); default: as the metrics ask",
     )
     add("--inception", metavar="FILE", help="its weights (default: downloaded once)")
-    add("--convention", default="tf", help="tf, pytorch_fid or clean (default: tf)")
+    add("--convention", help="of inception: tf, pytorch_fid or clean (default: tf)")
+
+
+def extractor(
+    args: argparse.Namespace, name: str, settings: dict[str, Any] | None
+) -> Extractor:
+    """Opens the feature network of that name, for the images of a config.
+
+    Raises:
+      ConfigError: see `networks.open_extractor`; and for arguments of another network.
+      OSError: if the weights of the Inception network cannot be had.
+    """
+    for key in ("inception", "convention"):
+        if name != "inception" and getattr(args, key) is not None:
+            raise ConfigError(f"--{key} belongs to the features inception, not {name}")
+    given = args.inception, args.convention or "tf"
+    return networks.open_extractor(name, settings, *given)
 
 
 def _step(text):
+    if text != "best" and not text.isdigit():
+        raise argparse.ArgumentTypeError("must be a whole number or best")
     return text if text == "best" else int(text)
 
 

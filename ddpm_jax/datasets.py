@@ -109,8 +109,9 @@ def open_images(path: str) -> Source:
     Raises:
       ConfigError: if they cannot be read, or are of several shapes.
     """
+    path = Path(path).expanduser()
     try:
-        if not Path(path).is_dir():
+        if not path.is_dir():
             return sources.arrays(path)
         height, width, channels = image_shape_of(path)
         return sources.folder(path, (height, width), channels)

@@ -39,7 +39,6 @@ from ddpm_jax.naming import unknown
 from ddpm_jax.scoring import (
     bits,
     memory,
-    networks,
     plots,
     references,
     report,
@@ -78,7 +77,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     )
     add(
         "--reference",
-        default="train",
         metavar="SPLIT|FILE.npz",
         help="what samples are compared with: a split of the model's data (default: "
         "train), or a file of ddpm_jax.reference, pytorch-fid or guided-diffusion",
@@ -102,7 +100,7 @@ def evaluate(args: argparse.Namespace, out: Path) -> list[Score]:
       ConfigError: for whatever the user can mend.
       OSError: if something cannot be read or written.
     """
-    names = list(dict.fromkeys(args.metrics.split(",")))
+    names = list(dict.fromkeys(name.strip() for name in args.metrics.split(",")))
     for name in names:
         if name not in NAMES:
             raise ConfigError(unknown("metric", name, NAMES))
@@ -155,19 +153,21 @@ def _score_samples(args, names, sweep, settings, book):
     """Scores of sets of images by their features."""
     metrics = [name for name in names if name in METRICS]
     chosen = samples.network_of(metrics, args.features)
-    extractor = networks.open_extractor(
-        chosen, settings, args.inception, args.convention
-    )
+    compares = any(METRICS[name].reads for name in metrics)
+    if args.reference is not None and not compares:
+        raise ConfigError(f"{args.metrics}: --reference would have no effect here")
+    extractor = arguments.extractor(args, chosen, settings)
     reference = None
-    if any(METRICS[name].of_reference for name in metrics):
-        size = args.batch_size
-        reference = references.find(args.reference, settings, extractor, size)
+    if compares:
+        name, size = args.reference or "train", args.batch_size
+        reference = references.find(name, settings, extractor, size)
     measures = [samples.measure_of(name, reference) for name in metrics]
     if "memorisation" in names:
         if settings is None:
             raise ConfigError("memorisation is of a data set: give --config")
+        size = args.batch_size
         folder = book.path.parent
-        measures.append(memory.measure_of(settings, extractor, args.batch_size, folder))
+        measures.append(memory.measure_of(settings, extractor, size, folder))
     scores = []
     for subject in sweep:
         scores += samples.score(subject, extractor, measures, book, args.batch_size)
@@ -205,8 +205,7 @@ def _subject(args, model, params, name, settings, run):
         return references.of_split(model.config, split, args.num)
     num = args.num or NUM_SAMPLES
     labels = arguments.labels(args, run.num_classes, num)
-    parts = ("schedule", "loss", "denoiser", "sampler", "timesteps")
-    given = {part: settings.get(part) for part in parts}
+    given = experiments.complete(settings)
     if run.num_classes:
         given["classes"] = args.labels or "all in turn"
     return subjects.of_model(
@@ -222,7 +221,9 @@ def _score_model(args, name, model, run, params, book):
         way = bits.ode_bpd(run, args.tolerance or 1e-5)
     split = args.split or ("test" if datasets.has_splits(model.config) else "train")
     data = references.of_split(model.config, split, args.num or NUM_IMAGES)
-    protocol = {"model": model.origin, "schedule": model.config.get("schedule")}
+    sections = experiments.complete(model.config)
+    protocol = {name: sections[name] for name in ("schedule", "network", "loss")}
+    protocol["model"] = model.origin
     return bits.score(
         way, run, params, data, args.seed, book, args.batch_size, **protocol
     )
@@ -246,6 +247,8 @@ def main(args: argparse.Namespace) -> None:
     if jax.process_index():
         return
     print(report.table(scores))
+    for name in {s.protocol["features"]["name"] for s in scores if s.of_features}:
+        print(f"of the features {name}")
     print(f"the protocol of each number is in {out}")
     calls = {score.network_calls for score in scores} - {None}
     if len(calls) > 1:

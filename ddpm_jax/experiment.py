@@ -4,6 +4,7 @@ Below this file and `datasets` nothing reads a config; above, nothing makes a pa
 hand.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import optax
 
 from ddpm_jax import networks
 from ddpm_jax.config import ConfigError
-from ddpm_jax.construct import attempt, call, make
+from ddpm_jax.construct import attempt, call, choose, make
 from ddpm_jax.data import images
 from ddpm_jax.diffusion import denoisers, losses, samplers, sampling, schedules
 from ddpm_jax.diffusion import timesteps as timesteps_module
@@ -166,6 +167,28 @@ def make_transform(
         return denoiser
 
     return transform
+
+
+def complete(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Returns the sections that decide samples, with the defaults of what they name."""
+    kinds = {
+        "schedule": (schedules, schedules.Schedule),
+        "network": (networks, networks.Network),
+        "loss": (losses, losses.LossFn),
+        "sampler": (samplers, samplers.Sampler),
+        "timesteps": (timesteps_module, timesteps_module.Timesteps),
+    }
+    called = {name: choose(config, name, *kind) for name, kind in kinds.items()}
+    called["denoiser"] = make_transform
+    return {
+        name: {
+            key: parameter.default
+            for key, parameter in inspect.signature(function).parameters.items()
+            if parameter.default is not parameter.empty
+        }
+        | config.get(name, {})
+        for name, function in called.items()
+    }
 
 
 def train_options(config: dict[str, Any]) -> TrainOptions:

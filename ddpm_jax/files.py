@@ -1,5 +1,6 @@
 """Files: written whole or not at all, and arrays read from them."""
 
+import fcntl
 import os
 import uuid
 from collections.abc import Iterator
@@ -26,6 +27,17 @@ def whole(path: str | os.PathLike) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps others who ask for it out of a folder, which must be there."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:

@@ -56,7 +56,7 @@ def from_run(
     return Model(
         settings,
         lambda experiment: runs.load_params(workdir, experiment, ema, step),
-        {"workdir": str(workdir), "step": step, "weights": weights},
+        {"workdir": str(Path(workdir)), "step": step, "weights": weights},
     )
 
 

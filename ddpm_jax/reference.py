@@ -15,14 +15,14 @@ import jax
 from ddpm_jax import arguments, cli, config, datasets
 from ddpm_jax.config import ConfigError
 from ddpm_jax.evaluation import statistics
-from ddpm_jax.scoring import networks, references, subjects
+from ddpm_jax.scoring import references, subjects
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Adds the arguments of this main."""
     add = parser.add_argument
     add("--config", metavar="FILE.py", help="the recipe whose data they are of")
-    add("--split", default="train", help="of these data (default: train)")
+    add("--split", help="of these data (default: train)")
     add("--images", metavar="PATH", help="a folder of images of one size, or an .npz")
     arguments.add_features(parser)
     add("--num", type=int, help="how many images, evenly spread (default: all)")
@@ -48,15 +48,15 @@ def main(args: argparse.Namespace) -> None:
         raise ConfigError(
             "--num must be at least 2, --batch_size 1 and --num_features 0"
         )
+    if args.images is not None and args.split is not None:
+        raise ConfigError("--split is of the data of --config, not of --images")
     settings = config.load(args.config, args.overrides) if args.config else None
     if settings is not None:
-        subject = references.of_split(settings, args.split, args.num)
+        subject = references.of_split(settings, args.split or "train", args.num)
     else:
         found = datasets.open_images(args.images)
         subject = subjects.of_source("images", found, args.num)
-    extractor = networks.open_extractor(
-        args.features or "inception", settings, args.inception, args.convention
-    )
+    extractor = arguments.extractor(args, args.features or "inception", settings)
     made = references.statistics_of(
         subject, extractor, args.batch_size, args.num_features
     )

@@ -32,6 +32,16 @@ MAY_CHANGE = (
     "train.keep",
 )
 
+# But not where checkpoints have scores, which would no longer compare.
+SCORED_BY = (
+    "denoiser.",
+    "evaluation.convention",
+    "evaluation.metric",
+    "evaluation.num",
+    "sampler.",
+    "timesteps.",
+)
+
 
 def read_config(workdir: str | Path) -> dict[str, Any]:
     """Reads the config of a run.
@@ -101,12 +111,18 @@ def changes(workdir: Path, settings: dict[str, Any]) -> list[str]:
                 "choose another --workdir"
             )
         return []
-    differences = config.differences(read_config(workdir), settings)
+    before = read_config(workdir)
+    differences = config.differences(before, settings)
     said = {
         key: f"{key} is {old} there and {new} here"
         for key, (old, new) in differences.items()
     }
-    refused = [text for key, text in said.items() if not key.startswith(MAY_CHANGE)]
+    fixed = SCORED_BY if before.get("evaluation", {}).get("every") else ()
+    refused = [
+        text
+        for key, text in said.items()
+        if key.startswith(fixed) or not key.startswith(MAY_CHANGE)
+    ]
     if refused:
         raise ConfigError(
             f"{workdir} holds a run of another config ({'; '.join(refused)}): "

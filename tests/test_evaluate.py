@@ -19,7 +19,7 @@ from ddpm_jax.data.source import ArraySource
 from ddpm_jax.evaluation import extractors, moments, scores
 from ddpm_jax.evaluation.extractors import Outputs
 from ddpm_jax.experiment import build
-from ddpm_jax.scoring import references, report, store, subjects
+from ddpm_jax.scoring import book, references, report, store, subjects
 from ddpm_jax.training import parallel
 
 PIXELS = ("--features", "pixels", "--metrics", "fd,kid,pr,dc", "--batch_size", 16)
@@ -215,8 +215,9 @@ def test_memorisation(tmp_path):
     call(evaluate, *given, "--features", "pixels", "--config", "configs/digits.py")
     found = values(out)
     assert found["copies"] == 0.5 and 0.65 < found["memorisation"] < 0.85
-    pictures = sorted(path.name for path in tmp_path.glob("*.png"))
-    assert pictures == ["memorisation_images.png", "memorisation_images_distances.png"]
+    pairs, distances = sorted(path.name for path in tmp_path.glob("*.png"))
+    assert distances == pairs.replace(".png", "_distances.png")
+    assert pairs.startswith("memorisation_images_")
 
 
 # References.
@@ -270,7 +271,7 @@ def test_statistics_of_other_tools(workdir, tmp_path, spatial):
     assert any("does not say" in warning for warning in theirs.warnings)
     call(evaluate, *given, "--metrics", "fd")
     np.testing.assert_allclose(theirs.value, report.load(out)[-1].value, rtol=1e-6)
-    with pytest.raises(ConfigError, match="kid of ddpm:5: .* holds no features"):
+    with pytest.raises(ConfigError, match="kid of ddpm:5: .* holds no features part"):
         call(
             evaluate, *given, "--metrics", "kid", "--reference", tmp_path / "theirs.npz"
         )
@@ -336,6 +337,8 @@ MISTAKES = {
     "unknown variance 'learned'": "--metrics bpd --variance learned",
     "--tolerance must lie": "--metrics ode_bpd --tolerance 0",
     "--tolerance would have no effect": "--metrics bpd --tolerance 1e-3",
+    "is: --reference would have no effect": "--metrics is --reference x.npz",
+    "--inception belongs to": "--metrics kid --features pixels --inception x",
     "--eta would have no effect": "--metrics bpd --eta 0.5",
     "--config would have no effect": "--metrics bpd --config x.py",
     "there is no folder": "--out nowhere/at/all.json",
@@ -374,6 +377,23 @@ def test_images_have_no_likelihood_and_need_data(tmp_path):
         call(evaluate, *given, "--metrics", "fd")
     with pytest.raises(ConfigError, match="there is no file .*b.npz"):
         call(evaluate, "--images", tmp_path / "b.npz")
+
+
+def test_a_change_of_the_network_is_another_protocol(workdir, tmp_path):
+    out = tmp_path / "scores.json"
+    given = ["--workdir", workdir, *PIXELS, "--num", 16, "--out", out]
+    call(evaluate, *given)
+    call(evaluate, *given, "--config.network.dtype=bfloat16")
+    one, other = (s.value for s in report.load(out) if s.metric == "fd")
+    assert one != other
+
+
+def test_two_evaluations_may_write_into_one_file(tmp_path):
+    books = [book.Book(tmp_path / "scores.json") for _ in range(2)]
+    for number, each in enumerate(books):
+        each.add([report.Score(f"ddim:{number}", "fd", 1.0, None, (), {})])
+    found = report.load(tmp_path / "scores.json")
+    assert {score.subject for score in found} == {"ddim:0", "ddim:1"}
 
 
 def test_a_damaged_file_of_scores_is_not_overwritten(workdir, tmp_path):

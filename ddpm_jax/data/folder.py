@@ -13,6 +13,7 @@ from ddpm_jax.data.images import height_width, resize_and_crop
 from ddpm_jax.data.source import Source, in_parallel
 
 _EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"}
+_ORIENTATION = 0x0112  # of EXIF
 _MODES = {1: "L", 3: "RGB"}
 
 
@@ -117,7 +118,10 @@ def image_shape_of(path: str | os.PathLike) -> tuple[int, int, int]:
         try:
             with Image.open(root / name) as picture:
                 channels = 1 if picture.mode in ("1", "L") else 3
-                shapes.setdefault((picture.height, picture.width, channels), name)
+                size = picture.height, picture.width
+                if picture.getexif().get(_ORIENTATION, 1) >= 5:  # lies on its side
+                    size = size[::-1]
+                shapes.setdefault((*size, channels), name)
         except OSError as error:
             raise ValueError(f"cannot read {root / name} ({error})") from error
     if not shapes:

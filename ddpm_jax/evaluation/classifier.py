@@ -122,8 +122,14 @@ def apply(params: dict[str, Any], images: jax.Array) -> tuple[jax.Array, jax.Arr
       features float32 [batch, 64] and logits float32 [batch, num_classes].
 
     Raises:
-      ValueError: if the images are not uint8.
+      ValueError: if the images are not uint8, or have other channels.
     """
+    channels = params["conv_0"]["kernel"].shape[2]
+    if images.shape[-1] != channels:
+        raise ValueError(
+            f"the feature network was trained on images of {channels} channels, these "
+            f"have {images.shape[-1]}"
+        )
     return classifier(len(params["head"]["bias"]), DIM).apply(params, to_float(images))
 
 

@@ -99,10 +99,9 @@ def fingerprint(params) -> str:
     """Returns the SHA-256 of parameters, a tree of arrays."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree.leaves_with_path(jax.device_get(params)):
-        digest.update(
-            f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode()
-        )
-        digest.update(np.ascontiguousarray(leaf).data)
+        leaf, name = np.asarray(leaf), jax.tree_util.keystr(path)
+        digest.update(f"{name} {leaf.dtype} {leaf.shape}".encode())
+        digest.update(leaf.tobytes())
     return digest.hexdigest()
 
 

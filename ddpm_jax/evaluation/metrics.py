@@ -5,7 +5,7 @@ network by definition; of any other features the Fréchet distance is called `fd
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,29 +37,53 @@ class Metric(NamedTuple):
     Attributes:
       score: (generated, reference, labels or None) -> values, by `names`.
       names: of the values.
+      reads: what it reads of the reference, an attribute of `Statistics`; None if it
+        compares with nothing.
       network: the feature network that it is defined by, or None for any.
-      of_reference: whether it compares with other images.
+      of_classes: whether it needs the classes of images.
     """
 
     score: Callable[..., tuple[Value, ...]]
     names: tuple[str, ...]
+    reads: str | None
     network: str | None = None
-    of_reference: bool = True
+    of_classes: bool = False
 
 
-def check_comparable(generated: Statistics, reference: Statistics) -> tuple[str, ...]:
-    """Refuses a reference of another protocol.
+def check(
+    metric: Metric,
+    protocol: dict[str, Any],
+    labels: np.ndarray | None,
+    reference: Statistics | None,
+) -> tuple[str, ...]:
+    """Refuses, before any image is drawn, what a metric cannot be computed of.
+
+    Args:
+      metric: the metric.
+      protocol: of the images (see `Statistics`).
+      labels: their classes, or None.
+      reference: what they are compared with, if they are.
 
     Returns:
-      Warnings that every number with this reference carries.
+      Warnings that the numbers carry.
 
     Raises:
-      ValueError: if the reference is of another network, preprocessing or image size.
+      ValueError: if the reference is of another network, preprocessing or image size,
+        or has not what is needed, and for images without classes.
     """
+    if metric.of_classes and labels is None:
+        raise ValueError("these images have no classes asked for")
+    if metric.reads is None:
+        return ()
+    if getattr(reference, metric.reads) is None:
+        raise ValueError(
+            f"the reference holds no {metric.reads} part: make one with python -m "
+            "ddpm_jax.reference"
+        )
     if not reference.protocol:
         return ("the reference does not say which images, size and preprocessing of",)
     for key in ("features", "image_shape"):
-        here, there = generated.protocol[key], reference.protocol[key]
+        here, there = protocol[key], reference.protocol[key]
         if here != there:
             raise ValueError(
                 f"the reference has {key} {_words(there)}, these images have "
@@ -71,8 +95,6 @@ def check_comparable(generated: Statistics, reference: Statistics) -> tuple[str,
 def _distance(part):
     def score(generated, reference, labels):
         ours, theirs = getattr(generated, part), getattr(reference, part)
-        if ours is None or theirs is None:
-            raise ValueError(f"the reference holds no {part} features")
         value = frechet_distance(ours, theirs)
         return (Value(value, None, _few(generated, reference, len(ours.mean))),)
 
@@ -85,7 +107,7 @@ def _inception_score(generated, reference, labels):
 
 
 def _kernel_distance(generated, reference, labels):
-    ours, theirs = _features(generated, reference)
+    ours, theirs = generated.features, reference.features
     size = min(1000, len(ours), len(theirs))
     warnings = (f"subsets of {size}, not of 1000",) if size < 1000 else ()
     value, error = scores.kernel_distance(ours, theirs, subset_size=size)
@@ -101,22 +123,25 @@ def _density_coverage(generated, reference, labels):
 
 
 def _accuracy(generated, reference, labels):
-    if labels is None:
-        raise ValueError("these images have no classes asked for")
-    right = np.argmax(generated.logits, axis=1) == labels
-    error = np.std(right) / np.sqrt(len(right))
-    return (Value(float(np.mean(right)), float(error)),)
+    num, num_classes = generated.logits.shape
+    if np.max(labels) >= num_classes:
+        raise ValueError(f"labels must be below {num_classes}, got {np.max(labels)}")
+    right = np.sum(np.argmax(generated.logits, axis=1) == labels)
+    # Two more right and two more wrong keep it from being 0 (Agresti & Coull 1998).
+    rate = (right + 2) / (num + 4)
+    error = np.sqrt(rate * (1 - rate) / (num + 4))
+    return (Value(float(right / num), float(error)),)
 
 
 METRICS = {
-    "fid": Metric(_distance("gaussian"), ("fid",), "inception"),
-    "sfid": Metric(_distance("spatial"), ("sfid",), "inception"),
-    "is": Metric(_inception_score, ("is",), "inception", of_reference=False),
-    "kid": Metric(_kernel_distance, ("kid",)),
-    "pr": Metric(_precision_recall, ("precision", "recall")),
-    "dc": Metric(_density_coverage, ("density", "coverage")),
-    "fd": Metric(_distance("gaussian"), ("fd",)),
-    "accuracy": Metric(_accuracy, ("accuracy",), "classifier", of_reference=False),
+    "fid": Metric(_distance("gaussian"), ("fid",), "gaussian", "inception"),
+    "sfid": Metric(_distance("spatial"), ("sfid",), "spatial", "inception"),
+    "is": Metric(_inception_score, ("is",), None, "inception"),
+    "kid": Metric(_kernel_distance, ("kid",), "features"),
+    "pr": Metric(_precision_recall, ("precision", "recall"), "features"),
+    "dc": Metric(_density_coverage, ("density", "coverage"), "features"),
+    "fd": Metric(_distance("gaussian"), ("fd",), "gaussian"),
+    "accuracy": Metric(_accuracy, ("accuracy",), None, "classifier", of_classes=True),
 }
 
 
@@ -134,19 +159,11 @@ def _few(generated, reference, dim):
     return tuple(warnings)
 
 
-def _features(generated, reference):
-    if reference.features is None:
-        raise ValueError(
-            "the reference holds no features: make one with python -m "
-            "ddpm_jax.reference"
-        )
-    return generated.features, reference.features
-
-
 def _manifolds(compare, generated, reference):
-    ours, theirs = _features(generated, reference)
+    ours, theirs = generated.features, reference.features
     numbers = f"{len(ours)} samples, {len(theirs)} reference images"
     warnings = () if len(ours) == len(theirs) else (numbers,)
+    warnings += _few(generated, None, 0)
     return tuple(Value(value, None, warnings) for value in compare(ours, theirs))
 
 

@@ -19,6 +19,9 @@ from ddpm_jax.evaluation.extractors import Outputs
 from ddpm_jax.evaluation.moments import Gaussian
 from ddpm_jax.files import read_arrays, whole
 
+ROWS = 1024
+MOST_DIM = 16384  # features: a covariance takes 2 GB then
+
 
 class Statistics(NamedTuple):
     """Features of a set of images, as scores need them.
@@ -26,7 +29,7 @@ class Statistics(NamedTuple):
     Attributes:
       protocol: what of and by which network; empty where a file does not say.
       num: how many images; None where a file does not say.
-      gaussian: of the features, float64.
+      gaussian: of the features, float64; None where they have too many dimensions.
       spatial: of the spatial features, where the network has them.
       features: float32 [kept, dim] of the images `kept`, or None.
       logits: float32 [num, classes] of all, where the network classifies, or None.
@@ -35,7 +38,7 @@ class Statistics(NamedTuple):
 
     protocol: dict[str, Any]
     num: int | None
-    gaussian: Gaussian
+    gaussian: Gaussian | None
     spatial: Gaussian | None = None
     features: np.ndarray | None = None
     logits: np.ndarray | None = None
@@ -43,7 +46,10 @@ class Statistics(NamedTuple):
 
 
 def collect(
-    batches: Iterable[Outputs], num: int, protocol: dict[str, Any], num_kept: int
+    batches: Iterable[Outputs],
+    num: int,
+    protocol: dict[str, Any],
+    num_kept: int | None = None,
 ) -> Statistics:
     """Collects features as they stream by.
 
@@ -51,57 +57,81 @@ def collect(
       batches: outputs of a feature network, of `num` images in all.
       num: how many.
       protocol: what they are of.
-      num_kept: of how many images, evenly spread, to keep the features themselves.
+      num_kept: of how many images, evenly spread, to keep the features; None for all
+        features and logits.
 
     Raises:
       ValueError: if features are not finite, or of fewer than two images.
     """
-    num_kept = min(num, num_kept)
+    keep_logits = num_kept is None
+    num_kept = num if num_kept is None else min(num, num_kept)
     kept = np.arange(num_kept) * num // max(num_kept, 1)
-    gathered, spatial, features, logits = None, None, [], []
+    pooled, spatial, features, logits = None, None, [], []
     start = 0
-    for outputs in batches:
-        if gathered is None:
-            gathered = moments.empty(outputs.features.shape[1])
-            if outputs.spatial is not None:
-                spatial = moments.empty(outputs.spatial.shape[1])
-        gathered = moments.update(gathered, outputs.features)
-        if spatial is not None:
-            spatial = moments.update(spatial, outputs.spatial)
+    for outputs in _joined(batches):
+        pooled = _update(pooled, outputs.features)
+        spatial = _update(spatial, outputs.spatial)
         stop = start + len(outputs.features)
         here = kept[(kept >= start) & (kept < stop)] - start
         features.append(np.asarray(outputs.features[here], np.float32))
-        if outputs.logits is not None:
+        if keep_logits and outputs.logits is not None:
             logits.append(np.asarray(outputs.logits, np.float32))
         start = stop
     return Statistics(
         protocol,
         num,
-        moments.gaussian(gathered),
-        moments.gaussian(spatial) if spatial is not None else None,
+        None if pooled is None else moments.gaussian(pooled),
+        None if spatial is None else moments.gaussian(spatial),
         np.concatenate(features) if num_kept else None,
         np.concatenate(logits) if logits else None,
         kept if num_kept else None,
     )
 
 
+def _joined(batches):
+    """Some batches at a time, for products of few rows are slow."""
+    pending = []
+    for outputs in batches:
+        pending.append(outputs)
+        if sum(len(each.features) for each in pending) >= ROWS:
+            yield _concatenated(pending)
+            pending = []
+    if pending:
+        yield _concatenated(pending)
+
+
+def _concatenated(parts):
+    return Outputs(
+        *(
+            None if part[0] is None else np.concatenate(part)
+            for part in zip(*parts, strict=True)
+        )
+    )
+
+
+def _update(gathered, features):
+    """Adds features to moments, if there are any whose covariance fits in memory."""
+    if features is None or features.shape[1] > MOST_DIM:
+        return None
+    if gathered is None:
+        gathered = moments.empty(features.shape[1])
+    return moments.update(gathered, features)
+
+
 def save(path: Path, statistics: Statistics) -> None:
     """Writes statistics, whole or not at all; logits are left out."""
     arrays = {
-        "mu": statistics.gaussian.mean,
-        "sigma": statistics.gaussian.covariance,
         "num": np.int64(statistics.num),
         "protocol": np.array(json.dumps(statistics.protocol)),
     }
-    if statistics.spatial is not None:
-        arrays |= {
-            "mu_s": statistics.spatial.mean,
-            "sigma_s": statistics.spatial.covariance,
-        }
+    for suffix, gaussian in (("", statistics.gaussian), ("_s", statistics.spatial)):
+        if gaussian is not None:
+            arrays[f"mu{suffix}"], arrays[f"sigma{suffix}"] = gaussian
     if statistics.features is not None:
         arrays |= {"features": statistics.features, "kept": statistics.kept}
     with whole(path) as partial:
-        np.savez(partial, **arrays, sha256=np.array(_digest(arrays)))
+        # First, for a zip whose end is damaged may seem to have no more entries.
+        np.savez(partial, sha256=np.array(_digest(arrays)), **arrays)
 
 
 def load(path: Path) -> Statistics:
@@ -119,22 +149,13 @@ def load(path: Path) -> Statistics:
     digest = arrays.pop("sha256", None)
     if digest is not None and str(digest) != _digest(arrays):
         raise OSError(f"{path} is damaged: it is not what its own sha256 says")
-    gaussians = {}
-    for suffix in ("", "_s"):
-        mean, covariance = (arrays.get(f"{name}{suffix}") for name in ("mu", "sigma"))
-        gaussians[suffix] = None
-        if mean is not None and covariance is not None:
-            if covariance.shape != (len(mean), len(mean)):
-                raise OSError(f"{path}: mu{suffix} and sigma{suffix} do not fit")
-            gaussians[suffix] = Gaussian(
-                mean.astype(np.float64), covariance.astype(np.float64)
-            )
-    if gaussians[""] is None:
+    gaussians = {suffix: _gaussian(path, arrays, suffix) for suffix in ("", "_s")}
+    ours = digest is not None
+    if gaussians[""] is None and not ours:
         raise OSError(
             f"{path} holds {', '.join(sorted(arrays))}, but not mu and sigma: make a "
             f"reference of images with python -m ddpm_jax.reference --images {path}"
         )
-    ours = digest is not None
     return Statistics(
         json.loads(str(arrays["protocol"])) if ours else {},
         int(arrays["num"]) if ours else None,
@@ -143,6 +164,22 @@ def load(path: Path) -> Statistics:
         features=arrays.get("features") if ours else None,
         kept=arrays.get("kept") if ours else None,
     )
+
+
+def _gaussian(path, arrays, suffix):
+    """The Gaussian of `mu` and `sigma` with that suffix, if they are there."""
+    mean, covariance = (arrays.get(f"{name}{suffix}") for name in ("mu", "sigma"))
+    if mean is None or covariance is None:
+        return None
+    if mean.ndim != 1 or covariance.shape != 2 * mean.shape:
+        raise OSError(f"{path}: mu{suffix} and sigma{suffix} do not fit")
+    try:
+        found = Gaussian(mean.astype(np.float64), covariance.astype(np.float64))
+    except ValueError as error:
+        raise OSError(f"{path}: mu{suffix} or sigma{suffix} is no number") from error
+    if not all(np.all(np.isfinite(part)) for part in found):
+        raise OSError(f"{path}: mu{suffix} or sigma{suffix} is not finite")
+    return found
 
 
 def _digest(arrays):

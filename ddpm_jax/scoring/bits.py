@@ -123,10 +123,14 @@ def score(
     if known is not None:
         return known[0]
     store = book.store({"of": way.name, **protocol, "batch_size": batch_size}, way.kind)
-    pictures = images.to_float(data.draw(np.arange(data.num)))
+    pictures = data.draw(np.arange(data.num))
     labels = data.labels if run.num_classes else None
     keys = experiments.sample_keys(seed, data.num)
-    mapped = parallel.parallel_map(way.fn, batch_size, way.name, keep=store)
+
+    def fn(params, keys, pictures, labels):
+        return way.fn(params, keys, images.to_float(pictures), labels)
+
+    mapped = parallel.parallel_map(fn, batch_size, way.name, keep=store)
     try:
         bits, parts = way.summarise(mapped(params, keys, pictures, labels))
     except ValueError as error:

@@ -7,10 +7,12 @@ from typing import Any
 import jax
 
 from ddpm_jax.config import ConfigError
+from ddpm_jax.files import locked
 from ddpm_jax.scoring import report
 from ddpm_jax.scoring.report import Score
 from ddpm_jax.scoring.store import Store
 from ddpm_jax.training import parallel
+from ddpm_jax.version import VERSION
 
 
 class Book:
@@ -53,9 +55,20 @@ class Book:
 
     def add(self, scores: Iterable[Score]) -> None:
         """Writes scores beside the others."""
-        self._scores = report.merge(self._scores, scores)
+        software = {
+            "ddpm_jax": VERSION,
+            "jax": jax.__version__,
+            "device": jax.devices()[0].device_kind,
+        }
+        signed = [
+            score._replace(protocol={**score.protocol, "software": software})
+            for score in scores
+        ]
+        self._scores = report.merge(self._scores, signed)
         if jax.process_index() == 0:
-            report.save(self.path, self._scores)
+            with locked(self.path.parent):  # another evaluation may have written too
+                others = report.load(self.path) if self.path.is_file() else []
+                report.save(self.path, report.merge(others, self._scores))
 
     def store(self, protocol: dict[str, Any], kind: type) -> Store:
         """Opens the place of results that become scores."""

@@ -11,6 +11,7 @@ from ddpm_jax.evaluation.extractors import Extractor
 from ddpm_jax.evaluation.metrics import Value
 from ddpm_jax.scoring import plots, references
 from ddpm_jax.scoring.samples import Measure
+from ddpm_jax.scoring.store import key_of
 
 NUM_PAIRS = 24
 
@@ -22,7 +23,7 @@ def measure_of(config, extractor: Extractor, batch_size: int, folder: Path) -> M
       config: whose images; they must have the splits "train" and "test".
       extractor: in whose features what is near lies near.
       batch_size: images at a time.
-      folder: where the nearest pairs are drawn.
+      folder: where the nearest pairs and the distances are drawn.
 
     Raises:
       ConfigError: if the images have no such splits.
@@ -33,13 +34,21 @@ def measure_of(config, extractor: Extractor, batch_size: int, folder: Path) -> M
         for subject in sets.values()
     )
 
+    def check(subject, protocol):
+        here, there = protocol["image_shape"], train.protocol["image_shape"]
+        if here != there:
+            raise ValueError(f"images are {here}, those of the training set {there}")
+        return ()
+
     def compute(subject, generated):
         found = memorisation.memorisation(
             generated.features, train.features, test.features
         )
         if jax.process_index() == 0:
             nearest = np.argsort(found.distances, kind="stable")[:NUM_PAIRS]
-            path = folder / f"memorisation_{subject.name.replace(':', '_')}.png"
+            key = key_of(generated.protocol)[:6]
+            name = subject.name.replace(":", "_")
+            path = folder / f"memorisation_{name}_{key}.png"
             picture = memorisation.pairs(
                 _drawn(subject, nearest), _drawn(sets["train"], found.indices[nearest])
             )
@@ -48,10 +57,11 @@ def measure_of(config, extractor: Extractor, batch_size: int, folder: Path) -> M
                 path.with_stem(f"{path.stem}_distances"),
                 {subject.name: found.distances, "test images": found.test_distances},
             )
+            print(f"{subject.name}: the nearest pairs are drawn in {path}")
         return [Value(found.score, found.error), Value(found.copies)]
 
     protocol = {"train": train.protocol, "test": test.protocol}
-    return Measure(("memorisation", "copies"), compute, protocol)
+    return Measure(("memorisation", "copies"), check, compute, protocol)
 
 
 def _drawn(subject, positions):

@@ -6,18 +6,22 @@ from typing import Any
 
 import jax
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from ddpm_jax import cache, datasets
+from ddpm_jax import cache
 from ddpm_jax.config import ConfigError, function_of
 from ddpm_jax.construct import attempt
-from ddpm_jax.data.source import gather, in_memory
+from ddpm_jax.data.source import gather
 from ddpm_jax.evaluation import classifier, extractors
 from ddpm_jax.evaluation.extractors import Extractor, Outputs
 from ddpm_jax.files import whole
 from ddpm_jax.naming import unknown
+from ddpm_jax.scoring import references
 from ddpm_jax.scoring.store import key_of
+from ddpm_jax.training import parallel
 
+MOST_IMAGES = 50_000  # that the classifier is trained on, evenly spread
 NAMES = ("inception", "classifier", "pixels", "FILE.py")
 
 
@@ -50,7 +54,7 @@ def open_extractor(
     if name == "pixels":
         return extractors.pixels()
     if name == "classifier":
-        return extractors.classifier(_trained(config))
+        return extractors.classifier(parallel.of_first(_trained(config)))
     if not name.endswith(".py"):
         raise ConfigError(f"--features {name}: {unknown('network', name, NAMES)}")
     return _from_file(name, config)
@@ -60,22 +64,24 @@ def _trained(config):
     """The parameters of a classifier of the config's images, made or of the cache."""
     if config is None:
         raise ConfigError("the classifier is trained on a data set: give --config")
-    source = datasets.open_split(config, "train")
+    source = references.images_of(config, "train")
     if source.num_classes < 2:
         raise ConfigError(
             "these images have no classes to train a feature network on: give "
             "--features inception"
         )
-    source = in_memory(source)
-    pictures, labels = gather(source, np.arange(len(source)))
-    made_of = extractors.fingerprint((pictures, labels))
+    num = min(len(source), MOST_IMAGES)
+    pictures, labels = gather(source, np.arange(num) * len(source) // num)
+    made_of = extractors.fingerprint((pictures, labels, source.num_classes))
     key = key_of({"recipe": classifier.RECIPE, "images": made_of})
     path = cache.folder() / "classifiers" / f"{key}.safetensors"
-    if not path.is_file():
+    try:
+        return _nested(load_file(path))
+    except (FileNotFoundError, SafetensorError):  # not made yet, or cut off
         params = attempt("data", classifier.fit, pictures, labels, source.num_classes)
         with whole(path) as partial:
             save_file(_flat(params), partial)
-    return _nested(load_file(path))
+        return params
 
 
 def _from_file(path, config):

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 from ddpm_jax import experiment as experiments
 from ddpm_jax.config import ConfigError
-from ddpm_jax.construct import call
-from ddpm_jax.evaluation.metrics import METRICS, Value
+from ddpm_jax.construct import attempt, call
+from ddpm_jax.evaluation.metrics import METRICS, Value, check
 from ddpm_jax.experiment import Experiment
 from ddpm_jax.naming import unknown
 from ddpm_jax.scoring import networks, references, samples, subjects
@@ -63,24 +63,30 @@ def make_scorer(
 
     Raises:
       ConfigError: if the images cannot be scored by this metric.
-      OSError: if the weights of the Inception network cannot be had.
     """
     network = samples.network_of([options.metric], None)
-    extractor = networks.open_extractor(
-        network, config, options.inception, options.convention
-    )
+    try:
+        extractor = networks.open_extractor(
+            network, config, options.inception, options.convention
+        )
+    except OSError as error:  # which says what to do in the words of `evaluate`
+        text = str(error).replace("--inception FILE", "config.evaluation.inception")
+        text = text.replace("--metrics fd", "config.evaluation.metric=fd")
+        raise ConfigError(text) from error
     reference = None
-    if METRICS[options.metric].of_reference:
+    if METRICS[options.metric].reads:
         size = options.batch_size
         reference = references.find("train", config, extractor, size)
-    measure = samples.measure_of(options.metric, reference)
+    metric = METRICS[options.metric]
     labels = experiments.sample_labels(run.num_classes, options.num)
+    protocol = {"features": extractor.protocol, "image_shape": [*run.image_shape]}
+    attempt("evaluation", check, metric, protocol, labels, reference)
 
     def score(params) -> Value:
         subject = subjects.of_model("scoring", run, params, options.num, labels=labels)
         try:
             generated = subjects.measure(subject, extractor, options.batch_size)
-            return measure.compute(subject, generated)[0]
+            return metric.score(generated, reference, labels)[0]
         except ValueError as error:  # features that are not finite
             raise ConfigError(f"{options.metric}: {error}") from error
 

@@ -7,7 +7,7 @@ import jax
 
 from ddpm_jax import cache, datasets
 from ddpm_jax.config import ConfigError
-from ddpm_jax.data.source import in_memory
+from ddpm_jax.data.source import Source, in_memory
 from ddpm_jax.evaluation import statistics
 from ddpm_jax.evaluation.extractors import Extractor
 from ddpm_jax.evaluation.statistics import Statistics
@@ -30,10 +30,15 @@ def of_split(config: dict[str, Any], split: str, num: int | None = None) -> Subj
     Raises:
       ConfigError: see `datasets.open_split`.
     """
-    source = in_memory(datasets.open_split(config, split))
+    source = images_of(config, split)
     names = ("name", "dataset")
     data = {name: config["data"][name] for name in names if name in config["data"]}
     return subjects.of_source(f"data:{split}", source, num, data=data, split=split)
+
+
+def images_of(config: dict[str, Any], split: str) -> Source:
+    """Opens a part of a config's images, decoded once where they fit into memory."""
+    return in_memory(datasets.open_split(config, split))
 
 
 def find(
@@ -66,11 +71,15 @@ def statistics_of(
 ) -> Statistics:
     """Returns the statistics of images, from the cache if they were made before."""
     protocol = subjects.protocol(subject, extractor)
+    num_kept = min(num_kept, subject.num)
     key = key_of({**protocol, "num_kept": num_kept})
     path = cache.folder() / "references" / f"{key}.npz"
     if parallel.all_agree(path.is_file()):
         return statistics.load(path)
-    made = subjects.measure(subject, extractor, batch_size, num_kept)
+    try:
+        made = subjects.measure(subject, extractor, batch_size, num_kept)
+    except ValueError as error:
+        raise ConfigError(f"features of {subject.name}: {error}") from error
     made = made._replace(logits=None)  # of no use in a reference
     if jax.process_index() == 0:
         statistics.save(path, made)

@@ -35,6 +35,11 @@ class Score(NamedTuple):
         """How many a sample takes, where the subject is a sampler."""
         return self.protocol.get("network_calls")
 
+    @property
+    def of_features(self) -> bool:
+        """Whether it is of a feature network, which the protocol names."""
+        return "features" in self.protocol
+
 
 def merge(old: Iterable[Score], new: Iterable[Score]) -> list[Score]:
     """Adds scores to those of former runs.

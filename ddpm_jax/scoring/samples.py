@@ -1,11 +1,11 @@
 """Scores of sets of images by their features."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple
 
 from ddpm_jax.config import ConfigError
 from ddpm_jax.evaluation.extractors import Extractor, Outputs
-from ddpm_jax.evaluation.metrics import METRICS, Value, check_comparable
+from ddpm_jax.evaluation.metrics import METRICS, Value, check
 from ddpm_jax.evaluation.statistics import Statistics
 from ddpm_jax.scoring import subjects
 from ddpm_jax.scoring.book import Book
@@ -18,16 +18,19 @@ class Measure(NamedTuple):
 
     Attributes:
       names: of the numbers.
+      check: (subject, its protocol) -> warnings that the numbers carry; ValueError if
+        they cannot be computed, before any image is drawn.
       compute: (subject, its statistics) -> the numbers; ValueError if they cannot be.
       protocol: what they depend on beside the images and the feature network.
     """
 
     names: tuple[str, ...]
+    check: Callable[[Subject, dict[str, Any]], tuple[str, ...]]
     compute: Callable[[Subject, Statistics], Iterable[Value]]
     protocol: dict[str, Any]
 
 
-def network_of(metrics: Iterable[str], given: str | None) -> str:
+def network_of(metrics: Collection[str], given: str | None) -> str:
     """Returns the feature network of metrics: the one given, or that they ask for.
 
     Raises:
@@ -42,7 +45,10 @@ def network_of(metrics: Iterable[str], given: str | None) -> str:
                 f"--features {network}, or evaluate it by itself"
             )
     if chosen == "inception" and "fd" in metrics:
-        raise ConfigError("the Frechet distance of Inception features is called fid")
+        raise ConfigError(
+            "the Frechet distance of Inception features is called fid, that of others "
+            "fd: ask for one of them at a time"
+        )
     return chosen
 
 
@@ -50,13 +56,14 @@ def measure_of(name: str, reference: Statistics | None) -> Measure:
     """Returns how a metric is computed, against a reference where it compares."""
     metric = METRICS[name]
 
-    def compute(subject, generated):
-        warnings = check_comparable(generated, reference) if metric.of_reference else ()
-        values = metric.score(generated, reference, subject.labels)
-        return [v._replace(warnings=(*warnings, *v.warnings)) for v in values]
+    def check_ahead(subject, protocol):
+        return check(metric, protocol, subject.labels, reference)
 
-    protocol = {"reference": reference.protocol} if metric.of_reference else {}
-    return Measure(metric.names, compute, protocol)
+    def compute(subject, generated):
+        return metric.score(generated, reference, subject.labels)
+
+    protocol = {"reference": reference.protocol} if metric.reads else {}
+    return Measure(metric.names, check_ahead, compute, protocol)
 
 
 def score(
@@ -79,28 +86,42 @@ def score(
         todo += [] if known else [measure]
     if not todo:
         return done
+    warnings = [_attempt(subject, measure, measure.check, images) for measure in todo]
     store = book.store({**images, "batch_size": batch_size}, Outputs)
     try:
         generated = subjects.measure(subject, extractor, batch_size, keep=store)
     except ValueError as error:
         raise ConfigError(f"features of {subject.name}: {error}") from error
-    scores = [each for measure in todo for each in _scores(subject, generated, measure)]
+    scores = []
+    for measure, common in zip(todo, warnings, strict=True):
+        values = _attempt(subject, measure, measure.compute, generated)
+        scores += _scores(subject, measure, generated.protocol, values, common)
     book.add(scores)
     store.clear()
     return done + scores
 
 
-def _scores(subject, generated, measure):
-    protocol = generated.protocol | measure.protocol
-    calls = subject.protocol.get("network_calls")
-    if calls is not None:
-        protocol["network_calls"] = calls
+def _attempt(subject, measure, function, given):
     try:
-        values = measure.compute(subject, generated)
+        return function(subject, given)
     except ValueError as error:
         names = ", ".join(measure.names)
         raise ConfigError(f"{names} of {subject.name}: {error}") from error
+
+
+def _scores(subject, measure, protocol, values, warnings):
+    protocol = protocol | measure.protocol
+    calls = subject.protocol.get("network_calls")
+    if calls is not None:
+        protocol["network_calls"] = calls
     return [
-        Score(subject.name, name, value.value, value.error, value.warnings, protocol)
+        Score(
+            subject.name,
+            name,
+            value.value,
+            value.error,
+            (*warnings, *value.warnings),
+            protocol,
+        )
         for name, value in zip(measure.names, values, strict=True)
     ]

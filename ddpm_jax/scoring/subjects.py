@@ -7,7 +7,7 @@ import numpy as np
 
 from ddpm_jax import experiment as experiments
 from ddpm_jax.data import images
-from ddpm_jax.data.source import Source, gather, labels_of
+from ddpm_jax.data.source import ArraySource, Source, gather, labels_of
 from ddpm_jax.evaluation import statistics
 from ddpm_jax.evaluation.extractors import Extractor, fingerprint
 from ddpm_jax.evaluation.statistics import Statistics
@@ -74,17 +74,21 @@ def of_model(
 
 
 def of_source(name: str, source: Source, num: int | None = None, **protocol) -> Subject:
-    """Images that are there, `num` of them evenly spread, or all."""
+    """Images that are there, `num` of them evenly spread, or all.
+
+    The protocol holds a hash of them: of all where they are in memory, else of some.
+    """
     total = len(source)
     num = total if num is None else min(num, total)
     chosen = np.arange(num) * total // num
-    digest = fingerprint(gather(source, chosen[:: max(num // 64, 1)]))
+    step = 1 if isinstance(source, ArraySource) else max(num // 64, 1)
+    digest = fingerprint(gather(source, chosen[::step]))
     labels = labels_of(source, chosen) if source.num_classes else None
 
     def draw(positions):
         return gather(source, chosen[positions])[0]
 
-    protocol |= {"images_in_all": total, "some_images": digest}
+    protocol |= {"images_in_all": total, "pixels": digest}
     return Subject(name, num, tuple(source.image_shape), draw, labels, protocol)
 
 
@@ -101,8 +105,7 @@ def measure(
       subject: the images.
       extractor: the feature network.
       batch_size: images at a time.
-      num_kept: of how many to keep the features themselves, by default of all (see
-        `statistics.collect`).
+      num_kept: of how many to keep the features (see `statistics.collect`).
       **keep: see `parallel.in_batches`.
 
     Raises:
@@ -116,7 +119,6 @@ def measure(
 
     num = subject.num
     batches = parallel.in_batches(run_batch, num, batch_size, subject.name, **keep)
-    num_kept = num if num_kept is None else num_kept
     return statistics.collect(batches, num, protocol(subject, extractor), num_kept)
 
 

@@ -148,6 +148,13 @@ def all_agree(flag: bool) -> bool:
     return bool(np.all(process_allgather(np.array(flag))))
 
 
+def of_first(tree):
+    """Returns the NumPy tree of process 0 on every process; all must ask."""
+    if jax.process_count() == 1:
+        return tree
+    return jax.tree.map(lambda x: x[0], process_allgather(tree))
+
+
 def check_batch_size(batch_size: int, num_microbatches: int = 1) -> None:
     """Refuses a global batch that the devices cannot share equally.
 

@@ -14,6 +14,10 @@ same weights, 50 steps of DDIM on quadratic times gave FID 4.67 (Song et al. 202
 
   python -m ddpm_jax.sample --workdir runs/cifar --sampler ddim --steps 50 \\
     --timesteps quadratic --out samples.png
+
+Both are measured with (see docs/evaluation.md):
+
+  python -m ddpm_jax.evaluate --workdir runs/cifar --metrics fid,is --num 50000
 """
 
 

@@ -1,5 +1,5 @@
-"""Measures of generated images: what they compare, and how images become that.
+"""What is computed of images: features by a network, statistics of them, scores.
 
-`resize` brings images to the size of the Inception network as published code does,
-`inception` is that network.
+An `Extractor` turns images into features, `Statistics` are what is kept of them, and
+`METRICS` compares two sets. Nothing here knows of configs or of models.
 """

@@ -153,7 +153,7 @@ def _few(generated, reference, dim):
         if num is None:
             continue
         if num <= dim:
-            warnings.append(f"{num} {name} for {dim} feature dimensions: no distance")
+            warnings.append(f"{num} {name} for {dim} features: a singular covariance")
         elif num < FEW:
             warnings.append(f"{num} {name}, fewer than {FEW}: biased")
     return tuple(warnings)

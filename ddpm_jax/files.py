@@ -44,10 +44,13 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """Reads an .npz.
 
     Raises:
-      ValueError: if it cannot be read as one.
+      ValueError: if the file is damaged or another.
+      PermissionError: if it may not be read.
     """
     try:
         with path.open("rb") as file, np.load(file) as archive:
             return {name: archive[name] for name in archive.files}
+    except (MemoryError, PermissionError):  # say nothing of the bytes
+        raise
     except Exception as error:  # NumPy raises anything on corrupt bytes
         raise ValueError(f"{path} is no readable .npz of arrays ({error})") from error

@@ -151,6 +151,24 @@ def test_a_part_that_was_cut_off_is_made_again(tmp_path):
     assert kept.logits is None
 
 
+@pytest.mark.parametrize("error", [MemoryError, PermissionError])
+def test_a_part_that_cannot_be_read_now_is_not_thrown_away(
+    tmp_path, monkeypatch, error
+):
+    of_images = store.Store(tmp_path, {}, Outputs)
+    of_images(np.array([0]), lambda: Outputs(np.ones((1, 3))))
+    (path,) = tmp_path.rglob("*.npz")
+
+    def fail(file):
+        raise error
+
+    with monkeypatch.context() as context:
+        context.setattr(np, "load", fail)
+        with pytest.raises(error):
+            of_images(np.array([0]), None)
+    assert path.is_file()
+
+
 def environment(devices):
     flags = re.sub(r"--xla_force_host\S+", "", os.environ["XLA_FLAGS"])
     flags += f" --xla_force_host_platform_device_count={devices}"

@@ -1,7 +1,7 @@
 """A feature network that needs no download: a classifier of the data set itself.
 
-It is trained in place, within a minute or two on a CPU, and always to the same
-parameters. Distances of its features are no FID: they compare only where parameters are
+It is trained in place, within a minute or two on a CPU; on one machine, always to the
+same parameters. Distances of its features are no FID, and compare only where these are
 equal.
 
     params = fit(images, labels, num_classes)
@@ -58,7 +58,7 @@ def fit(
       batch_size: images in each.
 
     Returns:
-      NumPy parameters for `apply`, the same for the same arguments.
+      NumPy parameters for `apply`, the same for the same arguments and machine.
 
     Raises:
       ValueError: for images and labels of another kind, for num_steps or batch_size

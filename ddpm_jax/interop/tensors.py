@@ -57,6 +57,8 @@ def _read_pickle(path):
         ) from error
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except (MemoryError, PermissionError):  # say nothing of the bytes
+        raise
     except Exception as error:  # pickles fail in every way
         raise _unreadable(path, error) from error
 

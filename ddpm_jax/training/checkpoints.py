@@ -156,6 +156,8 @@ class Checkpoints:
         args = {name: ocp.args.StandardRestore(item) for name, item in zeros.items()}
         try:
             restored = self._manager.restore(step, args=ocp.args.Composite(**args))
+        except MemoryError:  # says nothing of the file
+            raise
         except Exception as error:  # whatever a damaged file makes Orbax raise
             raise OSError(
                 f"cannot read the checkpoint of step {step} in {self.folder} "

@@ -5,7 +5,7 @@ hand.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +16,14 @@ from ddpm_jax import networks
 from ddpm_jax.config import ConfigError
 from ddpm_jax.construct import attempt, call, choose, make
 from ddpm_jax.data import images
-from ddpm_jax.diffusion import denoisers, losses, samplers, sampling, schedules
+from ddpm_jax.diffusion import (
+    denoisers,
+    guidance,
+    losses,
+    samplers,
+    sampling,
+    schedules,
+)
 from ddpm_jax.diffusion import timesteps as timesteps_module
 from ddpm_jax.training import optimizers
 from ddpm_jax.training.state import TrainState, init_state
@@ -55,11 +62,14 @@ class Experiment(NamedTuple):
       predicts: what it predicts: "eps", "x_0" or "v".
       image_shape: (height, width, channels).
       num_classes: number of classes, 0 where unconditional.
-      timesteps: the times that the config's sampler visits, ending in 0.
+      denoiser: (params, labels or None) -> the denoiser, clipped and guided as the
+        config says, that samplers call as (x_t, t).
+      sampler: the config's sampler.
+      timesteps: the times that it visits, ending in 0.
       tx: the optimizer.
       learning_rate: as a function of the number of updates.
       loss_fn: (params, host batch, key) -> (loss, metrics).
-      sample_fn: (params, keys, labels or None) -> images, with the config's sampler.
+      sample_fn: (params, keys, labels or None) -> images, with all of these.
     """
 
     schedule: schedules.Schedule
@@ -67,6 +77,8 @@ class Experiment(NamedTuple):
     predicts: str
     image_shape: tuple[int, int, int]
     num_classes: int
+    denoiser: Callable[..., denoisers.Denoiser]
+    sampler: samplers.Sampler
     timesteps: timesteps_module.Timesteps
     tx: optax.GradientTransformation
     learning_rate: Callable
@@ -103,19 +115,16 @@ def build(config: dict[str, Any]) -> Experiment:
     )
     sampler = make(config, "sampler", samplers, samplers.Sampler, schedule)
     timesteps = make(
-        config,
-        "timesteps",
-        timesteps_module,
-        timesteps_module.Timesteps,
-        schedule.num_steps,
+        config, "timesteps", timesteps_module, timesteps_module.Timesteps, schedule
     )
     has_null = num_classes and config["network"].get("label_dropout")
     null = num_classes if has_null else None
     transform = call(
         config.get("denoiser", {}), "denoiser", make_transform, schedule, null
     )
+    parts = {"predicts": predicts, "transform": transform}
     sample_fn = sampling.make_sample_fn(
-        network.apply, schedule, sampler, timesteps, image_shape, predicts, transform
+        network.apply, schedule, sampler, timesteps, image_shape, **parts
     )
     experiment = Experiment(
         schedule=schedule,
@@ -123,6 +132,8 @@ def build(config: dict[str, Any]) -> Experiment:
         predicts=predicts,
         image_shape=image_shape,
         num_classes=num_classes,
+        denoiser=sampling.make_denoiser(network.apply, schedule, **parts),
+        sampler=sampler,
         timesteps=timesteps,
         tx=tx,
         learning_rate=learning_rate,
@@ -139,8 +150,11 @@ def make_transform(
     schedule: schedules.Schedule,
     null: int | None,
     clip: bool = True,
+    dynamic_percentile: float | None = None,
     rederive: bool = True,
     guidance_scale: float = 1.0,
+    guidance_rescale: float = 0.0,
+    guidance_interval: Sequence[float] | None = None,
 ) -> Callable[[denoisers.Denoiser], denoisers.Denoiser]:
     """Makes what stands between the network and the sampler.
 
@@ -148,23 +162,55 @@ def make_transform(
       schedule: the noise schedule.
       null: the class that means none, None where the network has no such class.
       clip: whether the predicted x_0 is clipped to [-1, 1].
+      dynamic_percentile: of dynamic thresholding (see `denoisers.threshold`), in the
+        place of plain clipping.
       rederive: whether eps follows it (see `denoisers.clip`).
       guidance_scale: of classifier-free guidance, 1 for none.
+      guidance_rescale: how much of its contrast is taken back, 0 ... 1 (see
+        `guidance.guide_rescaled`).
+      guidance_interval: (low, high), the noise levels sigma / alpha with guidance, or
+        None for all (see `guidance.within`).
 
     Raises:
-      ValueError: for guidance of a network without a null class.
+      ValueError: for guidance of a network without a null class, and for settings of
+        what is not used.
     """
     if guidance_scale != 1 and null is None:
         raise ValueError(
             "guidance_scale needs a network trained with num_classes and label_dropout"
         )
+    if guidance_scale == 1 and (guidance_rescale or guidance_interval):
+        raise ValueError(
+            "guidance_rescale and guidance_interval need a guidance_scale other than 1"
+        )
+    if not 0 <= guidance_rescale <= 1:
+        raise ValueError(f"guidance_rescale must lie in [0, 1], got {guidance_rescale}")
+    if guidance_interval is not None and len(guidance_interval) != 2:
+        raise ValueError("guidance_interval must be two noise levels, as in 0.2,3")
+    if dynamic_percentile is not None and not clip:
+        raise ValueError("dynamic_percentile needs clip=True")
+
+    def guided(denoiser):
+        if guidance_rescale:
+            return guidance.guide_rescaled(
+                denoiser, schedule, guidance_scale, null, guidance_rescale
+            )
+        return guidance.guide(denoiser, guidance_scale, null)
+
+    def bounded(denoiser):
+        if dynamic_percentile is not None:
+            return denoisers.threshold(
+                denoiser, schedule, dynamic_percentile, rederive=rederive
+            )
+        return denoisers.clip(denoiser, schedule, rederive=rederive)
 
     def transform(denoiser):
+        plain = denoiser
         if guidance_scale != 1:
-            denoiser = denoisers.guide(denoiser, guidance_scale, null)
-        if clip:
-            denoiser = denoisers.clip(denoiser, schedule, rederive=rederive)
-        return denoiser
+            denoiser = guided(denoiser)
+        if guidance_interval:
+            denoiser = guidance.within(denoiser, plain, schedule, *guidance_interval)
+        return bounded(denoiser) if clip else denoiser
 
     return transform
 

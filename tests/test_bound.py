@@ -8,7 +8,7 @@ import pytest
 from ddpm_jax.diffusion import bound, process, schedules, timesteps
 
 SCHEDULE = schedules.cosine(40)
-TIMES = timesteps.trailing(40, 40)
+TIMES = timesteps.trailing(SCHEDULE, 40)
 KEYS = jax.random.split(jax.random.key(0), 8)
 IMAGES = jnp.round(127.5 + 40 * jax.random.normal(jax.random.key(1), (8, 4, 4, 1)))
 IMAGES = IMAGES / 127.5 - 1

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.diffusion import denoisers, process, schedules
+from ddpm_jax.diffusion import denoisers, guidance, process, schedules
 
 SCHEDULE = schedules.linear()
 NULL = 10
@@ -27,7 +27,7 @@ class CountingNetwork:
 def guided(scale):
     network = CountingNetwork()
     denoiser = denoisers.from_network(network, None, SCHEDULE)
-    return denoisers.guide(denoiser, scale, NULL), denoiser, network
+    return guidance.guide(denoiser, scale, NULL), denoiser, network
 
 
 def assert_same(a, b):
@@ -66,7 +66,7 @@ def test_guidance_with_a_time_for_each_and_a_traced_scale():
 def test_pairs_are_interleaved():
     """Each image stays beside its pair: a sharded batch needs no communication."""
     seen = []
-    denoisers.guide(
+    guidance.guide(
         lambda x, t, cond: seen.append(cond) or process.Prediction(x, x), 2.0, NULL
     )(X, 500, LABELS)
     np.testing.assert_array_equal(seen[0][::2], LABELS)
@@ -121,8 +121,8 @@ def test_a_learned_variance_rides_along():
     for wrapped in (
         denoiser,
         denoisers.clip(denoiser, schedule),
-        denoisers.guide(denoiser, 3.0, null=10),
-        denoisers.guide(denoiser, 1, null=10),
+        guidance.guide(denoiser, 3.0, null=10),
+        guidance.guide(denoiser, 1, null=10),
     ):
         fraction = wrapped(X, 500, LABELS).fraction
         np.testing.assert_allclose(fraction, expected, rtol=1e-6)

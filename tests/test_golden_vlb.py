@@ -62,7 +62,7 @@ def visited(num):
         50: GOLDEN["space/50"],
         20: np.arange(0, 1000, 50),
     }[num]
-    return timesteps.custom(1000, [*(1 + indices[::-1])])
+    return timesteps.custom(SCHEDULE, [*(1 + indices[::-1])])
 
 
 CASES = sorted({key.rsplit("/", 1)[0] for key in GOLDEN.files if key[:4] == "bpd/"})
@@ -147,7 +147,9 @@ def test_ancestral_steps(x64, monkeypatch, case):
     _, variance, clip, index = case.split("/")
     index = int(index[1:])
     apply = model("eps", variance == "learned_range")
-    monkeypatch.setattr(samplers, "standard_normal", lambda *_: nhwc(noise(index)))
+    monkeypatch.setattr(
+        samplers.sampler, "standard_normal", lambda *_: nhwc(noise(index))
+    )
     denoiser = clip_if(clip == "clip1")(denoisers.from_network(apply, None, SCHEDULE))
     state = samplers.SamplerState(nhwc(GOLDEN["x_t"]))
     sampler = samplers.ddpm(SCHEDULE, VARIANCE[variance])

@@ -119,7 +119,7 @@ def test_the_bound_as_a_loss_is_that_of_the_scorer():
     apply = lambda p, x, *_: 0.9 * x
     data = {"image": jnp.tile(image, (num, 1, 1, 1)), "id": jnp.arange(num)}
     loss, _ = losses.vlb(apply, schedule, variance="fixed_small")(None, data, KEY)
-    bound_fn = bound.make_bound(apply, schedule, timesteps.trailing(20, 20))
+    bound_fn = bound.make_bound(apply, schedule, timesteps.trailing(schedule, 20))
     scored = bound_fn(None, jax.random.split(KEY, num), data["image"])
     expected = (scored.total() - scored.prior).mean()
     np.testing.assert_allclose(loss, expected, rtol=0.1)

@@ -300,7 +300,7 @@ def test_the_programmatic_way(workdir):
             run.network.apply,
             run.schedule,
             samplers.ddim(run.schedule, eta=0.0),
-            timesteps.trailing(1000, 3),
+            timesteps.trailing(run.schedule, 3),
             run.image_shape,
             run.predicts,
             transform=lambda denoiser: denoisers.clip(denoiser, run.schedule),

@@ -88,7 +88,7 @@ def test_samples_do_not_depend_on_devices_or_batches(params, num):
         NETWORK.apply,
         SCHEDULE,
         samplers.ddim(SCHEDULE, 0.5),
-        timesteps.trailing(100, 4),
+        timesteps.trailing(SCHEDULE, 4),
         SHAPE,
         transform=lambda denoiser: denoisers.clip(denoiser, SCHEDULE),
     )
@@ -105,7 +105,7 @@ def test_sampling_exchanges_nothing_between_devices(params):
         NETWORK.apply,
         SCHEDULE,
         samplers.ddpm(SCHEDULE),
-        timesteps.trailing(100, 4),
+        timesteps.trailing(SCHEDULE, 4),
         SHAPE,
     )
     compiled = parallel.shard(sample_fn)

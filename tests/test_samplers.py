@@ -55,7 +55,7 @@ SAMPLERS = {
 @pytest.mark.parametrize("make", [schedules.linear, schedules.cosine])
 def test_exact_gaussian_is_reproduced(make, name):
     schedule = make()
-    times = timesteps.trailing(1000, 1000)
+    times = timesteps.trailing(schedule, 1000)
     x_0, _ = jax.jit(
         lambda x_T: sample(
             SAMPLERS[name](schedule), gaussian(schedule), keys(), x_T, times
@@ -75,7 +75,7 @@ def test_ddim_solves_the_ode_to_first_order(x64):
     exact = MEAN + STD * (x_T - alpha * MEAN) / scale
     errors = []
     for num_steps in (50, 100, 200):
-        times = timesteps.trailing(1000, num_steps)
+        times = timesteps.trailing(schedule, num_steps)
         sampler = samplers.ddim(schedule)
         x_0, _ = sample(sampler, gaussian(schedule), keys(), x_T, times)
         errors.append(float(jnp.sqrt(jnp.mean((x_0 - exact) ** 2))))
@@ -88,7 +88,7 @@ def test_ddim_solves_the_ode_to_first_order(x64):
 def test_dirac_data_stay_on_the_marginal(name, num_steps):
     """From q(x_T | x_0), every x_s is distributed as q(x_s | x_0), for any eta."""
     schedule, x_0 = schedules.linear(), 0.4
-    times = timesteps.trailing(1000, num_steps)
+    times = timesteps.trailing(schedule, num_steps)
     alpha, sigma = schedules.alpha_sigma(schedule, jnp.asarray(times))
     x_T = alpha[0] * x_0 + sigma[0] * prior()
     x, (means, stds) = jax.jit(
@@ -129,7 +129,8 @@ def test_the_last_step_returns_the_prediction(name):
 
 
 def test_ddpm_is_ddim_with_eta_1():
-    schedule, times = schedules.cosine(200), timesteps.linspace(200, 50)
+    schedule = schedules.cosine(200)
+    times = timesteps.linspace(schedule, 50)
     ddpm, ddim = (
         sample(sampler, gaussian(schedule), keys(), prior(), times)[0]
         for sampler in (samplers.ddpm(schedule), samplers.ddim(schedule, 1.0))
@@ -140,7 +141,7 @@ def test_ddpm_is_ddim_with_eta_1():
 def test_zero_terminal_snr_is_sampled_from_pure_noise():
     schedule = schedules.zero_terminal_snr(schedules.linear())
     for name in SAMPLERS:
-        sampler, times = SAMPLERS[name](schedule), timesteps.trailing(1000, 100)
+        sampler, times = SAMPLERS[name](schedule), timesteps.trailing(schedule, 100)
         x_0, _ = sample(sampler, gaussian(schedule), keys(), prior(), times)
         assert np.all(np.isfinite(x_0))
         assert abs(float(x_0.mean()) - MEAN) < 0.05
@@ -152,7 +153,7 @@ def test_ddim_runs_backwards(x64):
     sampler, denoiser = samplers.ddim(schedule), gaussian(schedule)
     errors = []
     for num_steps in (125, 250, 500):
-        times = np.append(timesteps.trailing(1000, num_steps)[:-1], 1)
+        times = np.append(timesteps.trailing(schedule, num_steps)[:-1], 1)
         noise, _ = sample(sampler, denoiser, keys(), images, times[::-1].copy())
         back, _ = sample(sampler, denoiser, keys(), noise, times)
         errors.append(float(jnp.sqrt(jnp.mean((back - images) ** 2))))
@@ -162,7 +163,8 @@ def test_ddim_runs_backwards(x64):
 
 
 def test_every_image_has_its_own_noise():
-    schedule, times = schedules.linear(100), timesteps.trailing(100, 10)
+    schedule = schedules.linear(100)
+    times = timesteps.trailing(schedule, 10)
     run = lambda n: sample(
         samplers.ddpm(schedule), gaussian(schedule), keys()[:n], prior()[:n], times
     )[0]

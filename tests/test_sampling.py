@@ -23,7 +23,7 @@ def make(num_steps, sampler=None):
         network,
         SCHEDULE,
         sampler or samplers.ddim(SCHEDULE, 0.5),
-        timesteps.trailing(1000, num_steps),
+        timesteps.trailing(SCHEDULE, num_steps),
         (4, 6, 3),
         transform=lambda denoiser: denoisers.clip(denoiser, SCHEDULE),
     )
@@ -71,7 +71,7 @@ def test_an_image_is_the_same_in_any_batch():
 
 def test_the_denoiser_sees_every_time_once():
     """The network is called with t - 1, for each t of the list but the last."""
-    times = timesteps.custom(1000, [901, 400, 3])
+    times = timesteps.custom(SCHEDULE, [901, 400, 3])
 
     def spy(params, x, index, cond=None, dropout_keys=None):
         return jnp.broadcast_to(index[:, None], x.shape).astype(x.dtype)
@@ -91,7 +91,7 @@ def test_the_denoiser_sees_every_time_once():
 def test_observe_decides_what_is_kept():
     x_T, keys = jnp.ones((2, 5)), jax.random.split(jax.random.key(0), 2)
     denoiser = lambda x, t: Prediction(0 * x, x)
-    times = timesteps.trailing(1000, 7)
+    times = timesteps.trailing(SCHEDULE, 7)
     args = (samplers.ddim(SCHEDULE), denoiser, keys, x_T, times)
     x_0, nothing = sample(*args)
     assert nothing is None

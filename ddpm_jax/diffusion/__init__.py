@@ -3,6 +3,9 @@
 from ddpm_jax.diffusion import (
     bound,
     denoisers,
+    editing,
+    guidance,
+    inverse,
     losses,
     process,
     samplers,
@@ -15,6 +18,9 @@ from ddpm_jax.diffusion import (
 __all__ = [
     "bound",
     "denoisers",
+    "editing",
+    "guidance",
+    "inverse",
     "losses",
     "process",
     "samplers",

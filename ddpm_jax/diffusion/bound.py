@@ -71,7 +71,8 @@ def make_bound(
     Args:
       apply: the network's apply function, (params, x_t, index, cond, None) -> output.
       schedule: the noise schedule.
-      timesteps: decreasing times that end in 0; `timesteps.trailing(T, T)` are all.
+      timesteps: decreasing times that end in 0, all being
+        `timesteps.trailing(schedule, T)`.
       predicts: what the network predicts: "eps", "x_0" or "v".
       variance: of a reverse step, "fixed_small", "fixed_large" or "learned_range".
       transform: Denoiser -> Denoiser, such as clipping; published numbers clip.

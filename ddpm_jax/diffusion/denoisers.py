@@ -1,16 +1,14 @@
 """Denoisers: functions (x_t, t, cond) -> Prediction, and functions between them.
 
-`from_network` makes one of a network's apply function; `clip`, `guide` and
-`condition` wrap one and give another, so they compose in the order written:
+`from_network` makes one of a network's apply function; `clip`, `threshold`, `condition`
+and those of `guidance` wrap one and give another, so they compose in the order written:
 
     denoiser = clip(guide(from_network(apply, params, schedule), 2.0, null), schedule)
 """
 
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array
 
 from ddpm_jax.diffusion.process import Images, Prediction, from_x_0, parameterization
 from ddpm_jax.diffusion.schedules import Schedule, Times
@@ -89,42 +87,42 @@ def clip(
       rederive: whether eps follows the clipped x_0, as in the posterior mean of Ho et
         al. (2020), or stays as predicted, as in the DDIM sampler of diffusers.
     """
-
-    def clipped(x_t, t, cond=None):
-        prediction = denoiser(x_t, t, cond)
-        x_0 = jnp.clip(prediction.x_0, low, high)
-        eps = from_x_0(schedule, x_t, t, x_0).eps if rederive else prediction.eps
-        return Prediction(x_0, eps, prediction.fraction)
-
-    return clipped
+    return _bound(denoiser, schedule, lambda x_0: jnp.clip(x_0, low, high), rederive)
 
 
-def guide(denoiser: Denoiser, scale, null) -> Denoiser:
-    """Classifier-free guidance: null + scale (cond - null) (Ho & Salimans 2022).
+def threshold(
+    denoiser: Denoiser,
+    schedule: Schedule,
+    percentile: float = 99.5,
+    largest: float = float("inf"),
+    rederive: bool = True,
+) -> Denoiser:
+    """Dynamic thresholding of the predicted x_0 (Saharia et al. 2022, Section 2.3).
 
-    The scale counts as in most code: 0 is unconditional, 1 conditional, more pushes
-    further (the paper's weight is scale - 1). At a Python 0 or 1 the network is called
-    once, otherwise on pairs a0 b0 a1 b1 ..., which keep a sharded batch in its place.
-    A learned variance is that of the condition.
+    Each image is clipped to [-r, r] and divided by r, where r is the percentile of its
+    absolute values, at least 1: under strong guidance pixels are pulled inward instead
+    of saturating.
 
     Args:
-      denoiser: a denoiser trained with conditions dropped at random.
-      scale: guidance scale, a float or a traced scalar.
-      null: the condition that means none, without a batch axis (a class label: the
-        number of classes).
+      denoiser: the denoiser to wrap.
+      schedule: the noise schedule.
+      percentile: of an image's absolute values, in (0, 100].
+      largest: bound of r.
+      rederive: as in `clip`.
+
+    Raises:
+      ValueError: for a percentile outside its range.
     """
+    if not 0 < percentile <= 100:
+        raise ValueError(f"percentile must lie in (0, 100], got {percentile}")
 
-    def guided(x_t, t, cond):
-        nothing = jnp.broadcast_to(jnp.asarray(null, cond.dtype), cond.shape)
-        if isinstance(scale, (int, float)) and scale in (0, 1):
-            return denoiser(x_t, t, cond if scale == 1 else nothing)
-        pairs = _interleave(cond, nothing)
-        times = jnp.broadcast_to(t, x_t.shape[:1])
-        both = denoiser(_interleave(x_t, x_t), _interleave(times, times), pairs)
-        x_0, eps = (p[1::2] + scale * (p[::2] - p[1::2]) for p in both[:2])
-        return Prediction(x_0, eps, jax.tree.map(lambda p: p[::2], both.fraction))
+    def bounded(x_0):
+        axes = tuple(range(1, x_0.ndim))
+        r = jnp.percentile(jnp.abs(x_0), percentile, axis=axes, keepdims=True)
+        r = jnp.clip(r, 1.0, largest)
+        return jnp.clip(x_0, -r, r) / r
 
-    return guided
+    return _bound(denoiser, schedule, bounded, rederive)
 
 
 def condition(denoiser: Denoiser, cond) -> Denoiser:
@@ -132,6 +130,11 @@ def condition(denoiser: Denoiser, cond) -> Denoiser:
     return lambda x_t, t: denoiser(x_t, t, cond)
 
 
-def _interleave(a: Array, b: Array) -> Array:
-    """[a0, b0, a1, b1, ...] along the first axis."""
-    return jnp.stack([a, b], axis=1).reshape(2 * a.shape[0], *a.shape[1:])
+def _bound(denoiser, schedule, bounded: Callable, rederive: bool) -> Denoiser:
+    def wrapped(x_t, t, cond=None):
+        prediction = denoiser(x_t, t, cond)
+        x_0 = bounded(prediction.x_0)
+        eps = from_x_0(schedule, x_t, t, x_0).eps if rederive else prediction.eps
+        return Prediction(x_0, eps, prediction.fraction)
+
+    return wrapped

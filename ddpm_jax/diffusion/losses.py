@@ -119,9 +119,7 @@ def vlb(
 
 def _vlb_term(schedule, variance):
     """A term of the bound over all T steps."""
-    return make_term(
-        schedule, variance, trailing(schedule.num_steps, schedule.num_steps)
-    )
+    return make_term(schedule, variance, trailing(schedule, schedule.num_steps))
 
 
 def _call(apply, schedule, params, batch, key):

@@ -37,7 +37,8 @@ def sample(
       denoiser: (x_t, t) -> Prediction.
       keys: one key per image, [batch]; step i uses each key folded with i.
       x_T: images at the first time, [batch, ...].
-      timesteps: decreasing times, [steps + 1], such as `timesteps.trailing(1000, 50)`.
+      timesteps: the times, [steps + 1], such as `timesteps.trailing(schedule, 50)`;
+        decreasing, but for samplers that walk upward too (see `editing`).
       observe: (state at s, prediction at t) -> what to keep of a step; memory grows
         with the number of steps only by what it returns.
 
@@ -53,8 +54,40 @@ def sample(
 
     times = jnp.asarray(timesteps)
     visits = (jnp.arange(len(times) - 1), times[:-1], times[1:])
+    # Differentiated, a step is computed again: only its state is kept.
+    step = jax.checkpoint(step, prevent_cse=False)
     state, trace = jax.lax.scan(step, sampler.init(x_T), visits)
     return state.x, trace
+
+
+def draw_prior(keys: Array, image_shape: tuple[int, ...]) -> tuple[Images, Array]:
+    """Draws x_T from one key per image, [batch]; returns it and keys for the steps."""
+    prior_keys, step_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+    x_T = jax.vmap(lambda key: jax.random.normal(key, image_shape))(prior_keys)
+    return x_T, step_keys
+
+
+def make_denoiser(
+    apply: Callable,
+    schedule: Schedule,
+    predicts: str = "eps",
+    transform: Callable[[Denoiser], Denoiser] = lambda denoiser: denoiser,
+) -> Callable[..., Denoiser]:
+    """Returns (params, cond=None) -> the denoiser that samplers call as (x_t, t).
+
+    Args:
+      apply: the network's apply function, (params, x_t, index, cond, None) -> output.
+      schedule: the noise schedule.
+      predicts: what the network predicts: "eps", "x_0" or "v".
+      transform: Denoiser -> Denoiser, such as clipping and guidance.
+    """
+
+    def denoiser_of(params, cond=None):
+        return condition(
+            transform(from_network(apply, params, schedule, predicts)), cond
+        )
+
+    return denoiser_of
 
 
 def make_sample_fn(
@@ -82,13 +115,12 @@ def make_sample_fn(
       channels], about [-1, 1]. It is pure: jit it, shard it, differentiate it.
     """
 
+    denoiser_of = make_denoiser(apply, schedule, predicts, transform)
+
     def sample_fn(params, keys, cond=None):
-        denoiser = transform(from_network(apply, params, schedule, predicts))
-        prior_keys, step_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-        x_T = jax.vmap(lambda key: jax.random.normal(key, image_shape))(prior_keys)
-        images, _ = sample(
-            sampler, condition(denoiser, cond), step_keys, x_T, timesteps
-        )
+        x_T, step_keys = draw_prior(keys, image_shape)
+        denoiser = denoiser_of(params, cond)
+        images, _ = sample(sampler, denoiser, step_keys, x_T, timesteps)
         return images
 
     return sample_fn

@@ -50,7 +50,7 @@ def bpd(run: Experiment, variance: str) -> Bits:
     bound_fn = bound.make_bound(
         run.network.apply,
         run.schedule,
-        timesteps.trailing(num_steps, num_steps),
+        timesteps.trailing(run.schedule, num_steps),
         run.predicts,
         variance,
         lambda denoiser: denoisers.clip(denoiser, run.schedule),

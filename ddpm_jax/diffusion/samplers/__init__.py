@@ -1,0 +1,40 @@
+"""Samplers: one step from time t to time s, as a pair of pure functions.
+
+| sampler | solves | order | source |
+|---|---|---|---|
+| `ddpm` | the ancestral chain | 1 | Ho et al. 2020 |
+| `ddim` | the ODE (η = 0), the chain (η = 1) | 1 | Song et al. 2021a |
+| `dpmpp_2m`, `dpmpp_3m` | the ODE (η = 0), the SDE (η = 1) | 2, 3 | Lu et al. 2022 |
+| `unipc` | the ODE | 3 | Zhao et al. 2023 |
+| `plms` | the ODE | 2 | Liu et al. 2022 |
+| `heun` | the ODE, with churn the SDE | 2 | Karras et al. 2022 |
+| `probability_flow` | the ODE, by Euler's method | 1 | Song et al. 2021b |
+| `reverse_sde` | the SDE, by Euler-Maruyama | 1 | Song et al. 2021b |
+
+A step is one network call, of `heun` two. DPM-Solver++(1) is `ddim`, and its SDE `ddim`
+with η = 1. A new sampler is a function of the schedule that returns a `Sampler`, and
+what it remembers of earlier steps is in its state.
+"""
+
+from ddpm_jax.diffusion.samplers.ddim import ddim, ddpm
+from ddpm_jax.diffusion.samplers.dpm_solver import dpmpp_2m, dpmpp_3m
+from ddpm_jax.diffusion.samplers.heun import heun
+from ddpm_jax.diffusion.samplers.plms import plms
+from ddpm_jax.diffusion.samplers.sampler import Sampler, SamplerState, standard_normal
+from ddpm_jax.diffusion.samplers.score import probability_flow, reverse_sde
+from ddpm_jax.diffusion.samplers.unipc import unipc
+
+__all__ = [
+    "Sampler",
+    "SamplerState",
+    "ddim",
+    "ddpm",
+    "dpmpp_2m",
+    "dpmpp_3m",
+    "heun",
+    "plms",
+    "probability_flow",
+    "reverse_sde",
+    "standard_normal",
+    "unipc",
+]

@@ -1,6 +1,7 @@
 """Arguments that several mains share: which model, and how to sample from it."""
 
 import argparse
+import inspect
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import numpy as np
 from ddpm_jax import config, experiment, models, runs
 from ddpm_jax.config import ConfigError
 from ddpm_jax.construct import call
+from ddpm_jax.diffusion import samplers
 from ddpm_jax.evaluation.extractors import Extractor
 from ddpm_jax.interop import openai
 from ddpm_jax.models import Model
@@ -71,18 +73,31 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=_seed, default=0, help="default: 0")
     add("--labels", metavar="0,1,2", help="classes, repeated to fill --num")
     add("--guidance_scale", type=float, help="0 unconditional, 1 conditional, or more")
-    add("--sampler", help="ddpm or ddim")
-    add("--steps", type=int, help="how many network calls")
-    add("--timesteps", help="trailing, leading, linspace or quadratic")
-    add("--eta", type=float, help="of ddim: 0 deterministic, 1 as ddpm")
+    add("--sampler", help="ddpm, ddim, dpmpp_2m, dpmpp_3m, unipc, heun, plms, …")
+    add("--steps", type=int, help="how many (a network call each; of heun, two)")
+    add(
+        "--timesteps",
+        help="trailing, leading, linspace, quadratic, log_snr_uniform or karras",
+    )
+    add("--eta", type=float, help="of ddim, dpmpp_*: 0 is the ODE, 1 as noisy as ddpm")
     add("--variance", help="of ddpm: fixed_small, fixed_large or learned_range")
 
 
 def sampling(settings: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
-    """Returns the model's config with what the arguments change in its sections."""
+    """Returns the model's config with what the arguments change in its sections.
+
+    Raises:
+      ConfigError: for an argument of another sampler.
+    """
     sampler = {"name": args.sampler, "eta": args.eta, "variance": args.variance}
     if args.sampler not in (None, settings["sampler"]["name"]):
         settings = {**settings, "sampler": {}}  # the settings were another sampler's
+    name = args.sampler or settings["sampler"]["name"]
+    constructor = getattr(samplers, name, None)
+    for key in ("eta", "variance"):
+        taken = constructor and key in inspect.signature(constructor).parameters
+        if sampler[key] is not None and not taken:
+            raise ConfigError(f"--{key} does not belong to the sampler {name}")
     changes = {
         "sampler": sampler,
         "timesteps": {"name": args.timesteps, "num_steps": args.steps},

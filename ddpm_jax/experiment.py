@@ -85,6 +85,11 @@ class Experiment(NamedTuple):
     loss_fn: Callable
     sample_fn: Callable
 
+    @property
+    def network_calls(self) -> int:
+        """How many a sample takes; guidance makes one call of twice the batch."""
+        return self.sampler.calls * (len(self.timesteps) - 2) + 1
+
     def init(self, key) -> TrainState:
         """Makes the state before the first step."""
         return self.begin(self.network.init(key, self.image_shape))

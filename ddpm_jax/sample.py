@@ -1,22 +1,48 @@
-"""Draws samples from a trained model.
+"""Draws samples from a trained model, or edits pictures with it.
 
   python -m ddpm_jax.sample --workdir runs/digits --num 100 --out digits.png
-  python -m ddpm_jax.sample --workdir runs/cifar --sampler ddim --steps 50 --out a.npz
-  python -m ddpm_jax.sample --pretrained google/ddpm-cifar10-32 --num 16
+  python -m ddpm_jax.sample --workdir runs/cifar --sampler dpmpp_2m --steps 15
+  python -m ddpm_jax.sample --pretrained google/ddpm-cifar10-32 --num 16 --gif a.gif
+  python -m ddpm_jax.sample --workdir runs/cifar --init cat.png --strength 0.6
+  python -m ddpm_jax.sample --workdir runs/cifar --inpaint cat.png --mask mask.png
 
 What is not said is as the model's config says. Image i is the same for any --num.
 """
 
 import argparse
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from ddpm_jax import arguments, cli, experiment
+from ddpm_jax import arguments, cli, edits, experiment
 from ddpm_jax.config import ConfigError
 from ddpm_jax.data import images
+from ddpm_jax.diffusion import inverse
+from ddpm_jax.diffusion.timesteps import Timesteps
+from ddpm_jax.edits import Edit
 from ddpm_jax.files import whole
 from ddpm_jax.training import parallel
+
+MOST_WATCHED = 100  # images whose every step is kept
+STRENGTH = 0.6
+
+
+class Drawn(NamedTuple):
+    """What was drawn.
+
+    Attributes:
+      pictures: uint8 [num, height, width, channels].
+      labels: their classes, [num], or None.
+      times: the times visited, [steps + 1].
+      steps: (x_s, predicted x_0) of every step, uint8 [num, steps, height, width,
+        channels] each, or None.
+    """
+
+    pictures: np.ndarray
+    labels: np.ndarray | None
+    times: Timesteps
+    steps: tuple[np.ndarray, np.ndarray] | None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -27,49 +53,152 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     add("--num", type=int, default=64, help="how many images (default: 64)")
     add("--out", default="samples.png", help=".png grid, .npz, or a folder of PNGs")
     add("--batch_size", type=int, default=64, help="images at a time (default: 64)")
+    add("--gif", metavar="FILE", help="also an animation of the images while drawn")
+    add("--trajectory", metavar="FILE", help="also a picture of the steps: x_t and x_0")
+
+    group = parser.add_argument_group("pictures to begin with (repeated to fill --num)")
+    begin = group.add_mutually_exclusive_group()
+    several = {"nargs": "+", "metavar": "FILE"}
+    begin.add_argument("--init", **several, help="make them anew, see --strength")
+    begin.add_argument("--inpaint", **several, help="paint a part anew, see --mask")
+    begin.add_argument(
+        "--interpolate", type=int, metavar="N", help="none: rows of N, noise to noise"
+    )
+    add = group.add_argument
+    add("--mask", metavar="FILE", help="of --inpaint: white where to paint")
+    add(
+        "--repaint",
+        type=int,
+        metavar="N",
+        help="of --inpaint: go down each stretch N times (RePaint; default: 10)",
+    )
+    way = group.add_mutually_exclusive_group()
+    way.add_argument(
+        "--strength",
+        type=float,
+        help=f"of --init: how much is made anew, 0 to 1 (default: {STRENGTH})",
+    )
+    way.add_argument(
+        "--upscale", type=int, metavar="N", help="--init is N times too small: enlarge"
+    )
+    way.add_argument(
+        "--colourise", action="store_true", help="--init is grey: give it colours"
+    )
+    way.add_argument("--denoise", action="store_true", help="--init is noisy: clean it")
     return parser
 
 
-def sample(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray | None]:
+def draw(args: argparse.Namespace) -> Drawn:
     """Draws as the arguments say.
-
-    Returns:
-      uint8 images [num, height, width, channels], and their labels [num] or None.
 
     Raises:
       ConfigError: for whatever the user can mend.
     """
-    if args.num < 1 or args.batch_size < 1:
-        raise ConfigError("--num and --batch_size must be at least 1")
+    _check(args)
     model = arguments.model(args)
     run = experiment.build(arguments.sampling(model.config, args))
+    edit, labels = _edit(args, run), _labels(args, run)
     params = model.load_params(run)
-    labels = arguments.labels(args, run.num_classes, args.num)
-    sample_fn = parallel.parallel_map(run.sample_fn, args.batch_size)
+    watched = bool(args.gif or args.trajectory)
+    draw_fn = edits.make_draw(run, edit, watched)
     keys = experiment.sample_keys(args.seed, args.num)
-    return images.to_uint8(sample_fn(params, keys, labels)), labels
+    drawn, steps = parallel.parallel_map(draw_fn, args.batch_size)(
+        params, keys, labels, edit.given
+    )
+    return Drawn(images.to_uint8(drawn), labels, edit.timesteps, steps)
 
 
-def check_out(out: Path) -> None:
-    """Refuses, before any work, what cannot be written; makes the parent folder.
+def _check(args):
+    if args.num < 1 or args.batch_size < 1:
+        raise ConfigError("--num and --batch_size must be at least 1")
+    if (args.gif or args.trajectory) and args.num > MOST_WATCHED:
+        raise ConfigError(
+            f"--gif and --trajectory keep every step: give --num {MOST_WATCHED} or less"
+        )
+    if (args.mask is None) != (args.inpaint is None):
+        raise ConfigError("--inpaint and --mask go together")
+    for name, owner in (
+        ("repaint", "inpaint"),
+        ("strength", "init"),
+        ("upscale", "init"),
+        ("colourise", "init"),
+        ("denoise", "init"),
+    ):
+        if getattr(args, name) not in (None, False) and getattr(args, owner) is None:
+            raise ConfigError(f"--{name} belongs to --{owner}")
+
+
+def _edit(args, run) -> Edit:
+    """What the arguments say to draw."""
+    height, width, channels = run.image_shape
+    if args.interpolate is not None:
+        ends = 2 * -(-args.num // max(args.interpolate, 1))
+        noises = experiment.sample_keys(args.seed, ends)
+        return edits.interpolated(run, args.num, args.interpolate, noises)
+
+    def read(paths, shape):
+        return edits.read(paths, shape, args.num)
+
+    if args.inpaint:
+        mask = edits.read([args.mask], (height, width, 1), 1)[0] > 127
+        repeats = 10 if args.repaint is None else args.repaint
+        return edits.painted(run, read(args.inpaint, run.image_shape), mask, repeats)
+    if not args.init:
+        return edits.from_noise(run)
+    if args.upscale is not None:
+        if args.upscale < 2 or height % args.upscale or width % args.upscale:
+            raise ConfigError(
+                f"--upscale {args.upscale}: the model's images are {height}x{width}, "
+                "which it must divide"
+            )
+        small = height // args.upscale, width // args.upscale, channels
+        by = inverse.downsampled(args.upscale)
+        return edits.measured(run, read(args.init, small), by)
+    if args.colourise:
+        if channels != 3:
+            raise ConfigError("--colourise needs a model of colour images")
+        grey = read(args.init, (height, width, 1))
+        return edits.measured(run, grey, inverse.grey())
+    pictures = read(args.init, run.image_shape)
+    if args.denoise:
+        return edits.denoised(run, pictures)
+    strength = STRENGTH if args.strength is None else args.strength
+    return edits.from_pictures(run, pictures, strength)
+
+
+def _labels(args, run):
+    """A class for each image; for each row where they are interpolated."""
+    length = args.interpolate or 1
+    labels = arguments.labels(args, run.num_classes, -(-args.num // length))
+    return None if labels is None else np.repeat(labels, length)[: args.num]
+
+
+def check_out(args: argparse.Namespace) -> None:
+    """Refuses, before any work, what cannot be written; makes the parent folders.
 
     Raises:
       ConfigError: saying what to give.
-      OSError: if the parent folder cannot be made.
+      OSError: if a parent folder cannot be made.
     """
+    out = Path(args.out)
     if out.suffix.lower() not in (".png", ".npz", "") or out == Path():
         raise ConfigError(f"--out {out}: give a .png, an .npz, or a folder")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    for name, suffix in (("gif", ".gif"), ("trajectory", ".png")):
+        path = getattr(args, name)
+        if path is not None and Path(path).suffix.lower() != suffix:
+            raise ConfigError(f"--{name} {path}: give a {suffix}")
+    for path in filter(None, (args.out, args.gif, args.trajectory)):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
     if not out.suffix and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(
             f"--out {out}: it is there already; give a new or empty folder"
         )
 
 
-def write(out: Path, pictures: np.ndarray, labels: np.ndarray | None) -> None:
+def write(out: Path, pictures: np.ndarray, labels: np.ndarray | None, columns) -> None:
     """Writes a grid (.png), arrays (.npz), or a folder of PNGs."""
     if out.suffix.lower() == ".png":
-        images.save_png(out, images.grid(pictures))
+        images.save_png(out, images.grid(pictures, columns))
     elif out.suffix.lower() == ".npz":
         arrays = {"images": pictures} | ({} if labels is None else {"labels": labels})
         with whole(out) as partial:
@@ -78,13 +207,34 @@ def write(out: Path, pictures: np.ndarray, labels: np.ndarray | None) -> None:
         images.save_folder(out, pictures, labels)
 
 
+def write_steps(args: argparse.Namespace, drawn: Drawn) -> None:
+    """Writes what --gif and --trajectory ask for."""
+    down = np.flatnonzero(np.diff(drawn.times) < 0)  # what goes up predicts nothing
+    walk, predicted = (steps[:, down] for steps in drawn.steps)
+
+    def choose(most):
+        return np.unique(np.linspace(0, len(down) - 1, most).astype(int))
+
+    if args.gif:
+        frames = [images.grid(walk[:, i], args.interpolate) for i in choose(50)]
+        images.save_gif(args.gif, np.stack(frames))
+        print(f"wrote {len(frames)} steps to {args.gif}")
+    if args.trajectory:
+        shown = choose(12)
+        rows = np.stack([walk[:8, shown], predicted[:8, shown]], axis=1)
+        tiles = rows.reshape(-1, *rows.shape[3:])
+        images.save_png(args.trajectory, images.grid(tiles, len(shown)))
+        print(f"wrote the steps of {len(rows)} images to {args.trajectory}")
+
+
 def main(args: argparse.Namespace) -> None:
     """Draws samples and writes them."""
-    out = Path(args.out)
-    check_out(out)
-    pictures, labels = sample(args)
-    write(out, pictures, labels)
-    print(f"wrote {len(pictures)} images to {out}")
+    check_out(args)
+    drawn = draw(args)
+    write(Path(args.out), drawn.pictures, drawn.labels, args.interpolate)
+    print(f"wrote {len(drawn.pictures)} images to {args.out}")
+    if drawn.steps is not None:
+        write_steps(args, drawn)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ RANKS = {
     "scoring": 4,
     "cli": 4,
     "models": 5,
+    "edits": 5,
     "arguments": 6,
     "train": 7,
     "sample": 7,

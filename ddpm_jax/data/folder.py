@@ -9,12 +9,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from ddpm_jax.data.images import height_width, resize_and_crop
+from ddpm_jax.data.images import height_width, read
 from ddpm_jax.data.source import Source, in_parallel
 
 _EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"}
 _ORIENTATION = 0x0112  # of EXIF
-_MODES = {1: "L", 3: "RGB"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -30,11 +29,7 @@ class _Folder:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        *size, channels = self.image_shape
-        with Image.open(self.paths[index]) as picture:
-            picture = ImageOps.exif_transpose(picture).convert(_MODES[channels])
-        image = np.asarray(picture).reshape(picture.height, picture.width, channels)
-        return resize_and_crop(image, size), self.labels[index]
+        return read(self.paths[index], self.image_shape), self.labels[index]
 
 
 def folder(
@@ -64,7 +59,7 @@ def folder(
     """
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error is {on_error!r}: give 'raise' or 'skip'")
-    if channels not in _MODES:
+    if channels not in (1, 3):
         raise ValueError(f"channels is {channels!r}: give 3 (RGB) or 1 (grey)")
     image_shape = (*height_width(image_size), channels)
     root = Path(path).expanduser()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ddpm_jax.files import whole
 
@@ -19,6 +19,7 @@ from ddpm_jax.files import whole
 _VISIBLE = 64
 # Lines that show beside black and beside white.
 _GREY = 128
+_MODES = {1: "L", 3: "RGB"}
 
 
 def to_float(images):
@@ -51,6 +52,29 @@ def to_uint8(images) -> np.ndarray:
     """
     images = np.clip(np.asarray(images, np.float32), -1, 1)
     return np.rint(127.5 * (images + 1)).astype(np.uint8)
+
+
+def read(path: str | os.PathLike, image_shape: Sequence[int]) -> np.ndarray:
+    """Reads a picture of any format that Pillow knows, fitted to a shape.
+
+    Args:
+        path: the file; it is turned as its EXIF orientation says.
+        image_shape: (height, width, channels), 3 channels for RGB or 1 for grey.
+
+    Returns:
+        uint8 [height, width, channels]; see `resize_and_crop`.
+
+    Raises:
+        OSError: if there is no such file, or it is no picture.
+        ValueError: if it has more than 8 bits a channel, which would turn white.
+    """
+    *size, channels = image_shape
+    with Image.open(path) as picture:
+        if picture.mode.startswith(("I", "F")):
+            raise ValueError(f"{path} has more than 8 bits a channel")
+        picture = ImageOps.exif_transpose(picture).convert(_MODES[channels])
+    pixels = np.asarray(picture).reshape(picture.height, picture.width, channels)
+    return resize_and_crop(pixels, size)
 
 
 def height_width(image_size: Any) -> tuple[int, int]:
@@ -160,6 +184,30 @@ def save_png(path: str | os.PathLike, picture: np.ndarray) -> None:
         )
     with whole(path) as partial:
         Image.fromarray(picture).save(partial, format="PNG")
+
+
+def save_gif(path: str | os.PathLike, frames: np.ndarray, seconds: float = 4.0) -> None:
+    """Writes pictures as an animation that is repeated, whole or not at all.
+
+    Args:
+        path: the file, which is replaced where it exists.
+        frames: uint8 [N, H, W, C] with 1 or 3 channels.
+        seconds: how long it runs; the last frame stays on for a quarter of it.
+    """
+    frames = frames[..., 0] if frames.shape[-1] == 1 else frames
+    pictures = [Image.fromarray(frame) for frame in frames]
+    # GIF counts in hundredths of a second, and viewers slow down below two.
+    durations = [max(20, round(750 * seconds / len(frames) / 10) * 10)] * len(frames)
+    durations[-1] = round(250 * seconds)
+    with whole(path) as partial:
+        pictures[0].save(
+            partial,
+            format="GIF",
+            save_all=True,
+            append_images=pictures[1:],
+            duration=durations,
+            loop=0,
+        )
 
 
 def save_folder(

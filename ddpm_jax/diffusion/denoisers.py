@@ -126,8 +126,8 @@ def threshold(
 
 
 def condition(denoiser: Denoiser, cond) -> Denoiser:
-    """Fixes the condition, so that samplers need not know of it."""
-    return lambda x_t, t: denoiser(x_t, t, cond)
+    """Fixes the condition, so that samplers, and what wraps it, need not know of it."""
+    return lambda x_t, t, _=None: denoiser(x_t, t, cond)
 
 
 def _bound(denoiser, schedule, bounded: Callable, rederive: bool) -> Denoiser:

@@ -142,7 +142,7 @@ def inpaint(
         x = jnp.where(mask, state.x, there)
         return SamplerState(x, state.memory), prediction._replace(x_0=shown)
 
-    return Sampler(inner.init, step)
+    return inner._replace(step=step)
 
 
 def resample(inner: Sampler, schedule: Schedule) -> Sampler:
@@ -170,7 +170,7 @@ def resample(inner: Sampler, schedule: Schedule) -> Sampler:
 
         return jax.lax.cond(jnp.asarray(s) > t, up, down)
 
-    return Sampler(inner.init, step)
+    return inner._replace(step=step)
 
 
 def noise_level(images: Images) -> Float[Array, " batch"]:

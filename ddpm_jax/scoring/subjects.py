@@ -59,7 +59,7 @@ def of_model(
     protocol |= {
         "params": fingerprint(params),
         "seed": seed,
-        "network_calls": len(run.timesteps) - 1,
+        "network_calls": run.network_calls,
         "rounding": "uint8",
     }
     sample_fn = parallel.shard(run.sample_fn)

@@ -64,4 +64,4 @@ def heun(
         x_s = jax.lax.cond(jnp.asarray(s) > 0, correct, lambda x_s: x_s, x_s)
         return SamplerState(x_s), prediction
 
-    return Sampler(SamplerState, step)
+    return Sampler(SamplerState, step, calls=2)

@@ -30,10 +30,12 @@ class Sampler(NamedTuple):
       init: x_T -> SamplerState.
       step: (denoiser, keys [batch], state, t, s) -> (state at s, Prediction at t), for
         scalar times s < t.
+      calls: network calls of a step; the last one, to s = 0, makes one.
     """
 
     init: Callable[[Images], SamplerState]
     step: Callable[..., tuple[SamplerState, Prediction]]
+    calls: int = 1
 
 
 class Past(NamedTuple):

@@ -1,0 +1,216 @@
+"""What `sample` draws: from noise, or from pictures that are there already.
+
+An edit says where a walk begins, and what is made of the model's denoiser and sampler
+on the way; the walk itself is `sampling.sample`.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax.config import ConfigError
+from ddpm_jax.data import images
+from ddpm_jax.diffusion import editing, inverse, sampling, schedules, timesteps
+from ddpm_jax.diffusion.denoisers import Denoiser
+from ddpm_jax.diffusion.samplers import Sampler
+from ddpm_jax.experiment import Experiment
+
+
+class Edit(NamedTuple):
+    """A way to draw images.
+
+    Attributes:
+      given: what each image is drawn from, a tree of arrays [num, ...], or None.
+      timesteps: the times to visit.
+      begin: (keys, given) -> (images at the first time, keys for the steps).
+      sampler: (sampler, given) -> the sampler to walk with.
+      denoiser: (denoiser, given) -> the denoiser to ask.
+    """
+
+    given: Any
+    timesteps: timesteps.Timesteps
+    begin: Callable
+    sampler: Callable[[Sampler, Any], Sampler] = lambda sampler, given: sampler
+    denoiser: Callable[[Denoiser, Any], Denoiser] = lambda denoiser, given: denoiser
+
+
+def from_noise(run: Experiment) -> Edit:
+    """Plain sampling."""
+    return Edit(
+        None,
+        run.timesteps,
+        lambda keys, given: sampling.draw_prior(keys, run.image_shape),
+    )
+
+
+def from_pictures(run: Experiment, pictures: np.ndarray, strength: float) -> Edit:
+    """Pictures made anew from a noisy version of them (SDEdit; img2img).
+
+    Args:
+      run: the model.
+      pictures: uint8 [num, height, width, channels].
+      strength: how much is made anew, in (0, 1]: the walk begins at this share of T.
+
+    Raises:
+      ConfigError: for another strength.
+    """
+    if not 0 < strength <= 1:
+        raise ConfigError(f"--strength must lie in (0, 1], got {strength}")
+    times = timesteps.from_time(
+        run.timesteps, max(1, round(strength * run.schedule.num_steps))
+    )
+
+    def begin(keys, given):
+        noise_keys, step_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+        start = images.to_float(given)
+        return editing.perturb(run.schedule, noise_keys, start, times[0]), step_keys
+
+    return Edit(pictures, times, begin)
+
+
+def painted(
+    run: Experiment,
+    pictures: np.ndarray,
+    mask: np.ndarray,
+    repeats: int = 10,
+    jump_length: int = 10,
+) -> Edit:
+    """Pictures with a part painted anew (RePaint); the rest is returned as it is.
+
+    Args:
+      run: the model.
+      pictures: uint8 [num, height, width, channels].
+      mask: where to paint, bool [height, width, 1].
+      repeats: how often each stretch is gone down, 1 for plain replacement.
+      jump_length: steps of a stretch.
+
+    Raises:
+      ConfigError: for a mask that leaves nothing to do, or too few repeats.
+    """
+    if not mask.any():
+        raise ConfigError(
+            "--mask is black everywhere: make white what is to be painted"
+        )
+    if repeats < 1:
+        raise ConfigError(f"--repaint must be at least 1, got {repeats}")
+
+    def inpaint(sampler, given):
+        known = images.to_float(given)
+        sampler = editing.inpaint(sampler, run.schedule, known, jnp.asarray(mask))
+        return editing.resample(sampler, run.schedule)
+
+    times = timesteps.resampled(run.timesteps, jump_length, repeats)
+    return from_noise(run)._replace(given=pictures, timesteps=times, sampler=inpaint)
+
+
+def measured(run: Experiment, pictures: np.ndarray, by: inverse.Measurement) -> Edit:
+    """Images that look like the pictures to a measurement, exactly (DDNM).
+
+    Args:
+      run: the model.
+      pictures: what was measured, uint8 [num, ...].
+      by: how.
+    """
+
+    def replace(denoiser, given):
+        return inverse.replace(denoiser, run.schedule, by, images.to_float(given))
+
+    return from_noise(run)._replace(given=pictures, denoiser=replace)
+
+
+def denoised(run: Experiment, pictures: np.ndarray) -> Edit:
+    """Pictures without their noise, whose level is estimated, the median of theirs.
+
+    Args:
+      run: the model.
+      pictures: uint8 [num, height, width, channels].
+    """
+    level = np.median(editing.noise_level(images.to_float(pictures)))
+    first = round(float(editing.time_of_noise(run.schedule, max(level, 1e-6))))
+    times = timesteps.from_time(run.timesteps, first)
+    alpha, _ = schedules.alpha_sigma(run.schedule, first)
+    return Edit(
+        pictures, times, lambda keys, given: (alpha * images.to_float(given), keys)
+    )
+
+
+def interpolated(run: Experiment, num: int, length: int, noises: jax.Array) -> Edit:
+    """Rows of images, each from one noise to another along the sphere.
+
+    Args:
+      run: the model.
+      num: how many images; the last row may be cut short.
+      length: images in a row, at least 2.
+      noises: keys of the noises, two for each row.
+
+    Raises:
+      ConfigError: for another length.
+    """
+    if length < 2:
+        raise ConfigError(f"--interpolate must be at least 2, got {length}")
+    rows, places = np.divmod(np.arange(num), length)
+    weights = (places / (length - 1)).astype(np.float32)
+    given = noises[2 * rows], noises[2 * rows + 1], weights
+
+    def begin(keys, given):
+        first, last, weight = given
+        a, step_keys = sampling.draw_prior(first, run.image_shape)
+        b, _ = sampling.draw_prior(last, run.image_shape)
+        return editing.slerp(a, b, weight), step_keys
+
+    return Edit(given, run.timesteps, begin)
+
+
+def make_draw(run: Experiment, edit: Edit, watched: bool = False) -> Callable:
+    """Makes the function that draws.
+
+    Args:
+      run: the model.
+      edit: what to draw.
+      watched: whether every step is returned too.
+
+    Returns:
+      (params, keys, labels, given) -> (images, None), or with the steps in the place
+      of None: uint8 (x_s, predicted x_0), each [batch, steps, height, width, channels].
+    """
+
+    def observe(state, prediction):
+        return jax.tree.map(_to_uint8, (state.x, prediction.x_0))
+
+    def draw(params, keys, labels, given):
+        x, step_keys = edit.begin(keys, given)
+        denoiser = edit.denoiser(run.denoiser(params, labels), given)
+        drawn, steps = sampling.sample(
+            edit.sampler(run.sampler, given),
+            denoiser,
+            step_keys,
+            x,
+            edit.timesteps,
+            observe if watched else sampling.nothing,
+        )
+        return drawn, jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), steps)
+
+    return draw
+
+
+def read(paths: Sequence[str], image_shape: Sequence[int], num: int) -> np.ndarray:
+    """Reads pictures, repeated to fill `num`: uint8 [num, height, width, channels].
+
+    Raises:
+      ConfigError: naming the file that is missing, or no picture.
+    """
+    pictures = []
+    for path in paths:
+        try:
+            pictures.append(images.read(path, image_shape))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"cannot read the picture {path}: {error}") from error
+    return np.stack(pictures)[np.arange(num) % len(pictures)]
+
+
+def _to_uint8(x):
+    """`images.to_uint8`, on the accelerator."""
+    return jnp.rint(127.5 * (jnp.clip(x, -1, 1) + 1)).astype(jnp.uint8)

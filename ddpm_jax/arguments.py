@@ -16,6 +16,11 @@ from ddpm_jax.models import Model
 from ddpm_jax.scoring import networks
 
 
+# Where a sampler needs times of its own, unless others are asked for: Heun's steps must
+# not divide the noise level by much.
+SPACING = {"heun": "karras"}
+
+
 def add_model(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
     """Adds the arguments that say which model; returns the group of which one is."""
     one = parser.add_mutually_exclusive_group(required=True)
@@ -77,7 +82,8 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     add("--steps", type=int, help="how many (a network call each; of heun, two)")
     add(
         "--timesteps",
-        help="trailing, leading, linspace, quadratic, log_snr_uniform or karras",
+        help="trailing, leading, linspace, quadratic, log_snr_uniform or karras "
+        "(default: as the config says; for heun karras)",
     )
     add("--eta", type=float, help="of ddim, dpmpp_*: 0 is the ODE, 1 as noisy as ddpm")
     add("--variance", help="of ddpm: fixed_small, fixed_large or learned_range")
@@ -98,9 +104,13 @@ def sampling(settings: dict[str, Any], args: argparse.Namespace) -> dict[str, An
         taken = constructor and key in inspect.signature(constructor).parameters
         if sampler[key] is not None and not taken:
             raise ConfigError(f"--{key} does not belong to the sampler {name}")
+    spacing = args.timesteps or SPACING.get(args.sampler)
+    if spacing not in (None, settings["timesteps"]["name"]):
+        kept = {"num_steps": settings["timesteps"].get("num_steps")}
+        settings = {**settings, "timesteps": kept}
     changes = {
         "sampler": sampler,
-        "timesteps": {"name": args.timesteps, "num_steps": args.steps},
+        "timesteps": {"name": spacing, "num_steps": args.steps},
         "denoiser": {"guidance_scale": args.guidance_scale},
     }
     for section, values in changes.items():

@@ -30,7 +30,7 @@ def test_decreasing_from_at_most_T_to_0(spacing, num_times):
         assert np.all(np.diff(times) < 0)
         if spacing in SPACINGS:
             assert len(times) == num_steps + 1
-        if spacing not in ("leading", "quadratic"):
+        if spacing not in ("leading", "quadratic", "karras"):
             assert times[0] == num_times
 
 
@@ -82,18 +82,20 @@ def test_karras_et_al():
     for rho in (3.0, 7.0):
         i = np.arange(10)
         root = first ** (1 / rho) + i / 9 * (last ** (1 / rho) - first ** (1 / rho))
-        times = timesteps.karras(schedule, 10, rho)
+        times = timesteps.karras(schedule, 10, rho, 1e9, 1e-9)
         assert len(times) == 11
         nearest = np.abs(np.log(levels) - rho * np.log(root)[:, None]).argmin(axis=1)
         np.testing.assert_array_equal(times[:-1], nearest + 1)
     with pytest.raises(ValueError, match="rho must be positive"):
         timesteps.karras(schedule, 10, 0.0)
+    assert np.argmin(np.abs(levels - 80)) + 1 == timesteps.karras(schedule, 10)[0]
 
 
 @pytest.mark.parametrize("spacing", ["log_snr_uniform", "karras"])
 def test_zero_terminal_snr_is_visited(spacing):
     schedule = schedules.zero_terminal_snr(schedules.linear())
-    times = getattr(timesteps, spacing)(schedule, 8)
+    limits = {"sigma_max": 1e9} if spacing == "karras" else {}
+    times = getattr(timesteps, spacing)(schedule, 8, **limits)
     assert times[0] == 1000 and times[-2] == 1 and len(times) == 9
 
 

@@ -81,22 +81,32 @@ def log_snr_uniform(schedule: Schedule, num_steps: int) -> Timesteps:
     return _nearest(table, np.linspace(table[-1], table[0], num_steps))
 
 
-def karras(schedule: Schedule, num_steps: int, rho: float = 7.0) -> Timesteps:
+def karras(
+    schedule: Schedule,
+    num_steps: int,
+    rho: float = 7.0,
+    sigma_max: float = 80.0,
+    sigma_min: float = 0.002,
+) -> Timesteps:
     """Evenly spaced in the ρ-th root of the noise level (Karras et al. 2022, Eq. 5).
 
-    The noise level sigma / alpha goes from that of t = T to that of t = 1; rounded as
-    in `log_snr_uniform`.
+    The noise level sigma / alpha goes from `sigma_max` to `sigma_min`, as far as the
+    schedule goes; rounded as in `log_snr_uniform`. Where it begins below T, hardly any
+    signal is left.
 
     Args:
       schedule: the noise schedule, of T noising steps.
       num_steps: how many times to place, 1 ... T.
       rho: 1 is even in the noise level; the larger, the denser near the data.
+      sigma_max: noise level to begin at.
+      sigma_min: noise level before the last step.
     """
     _check(schedule, num_steps)
-    if not rho > 0:
-        raise ValueError(f"rho must be positive, got {rho}")
+    if not (rho > 0 and sigma_max > sigma_min > 0):
+        raise ValueError("rho must be positive, and 0 < sigma_min < sigma_max")
     table = _finite(schedule)
-    first, last = np.exp(-table[[-1, 0]] / (2 * rho))
+    levels = np.clip([sigma_max, sigma_min], *np.exp(-table[[0, -1]] / 2))
+    first, last = levels ** (1 / rho)
     return _nearest(table, -2 * rho * np.log(np.linspace(first, last, num_steps)))
 
 

@@ -1,4 +1,8 @@
-"""The mains end to end: train, stop, go on, sample."""
+"""The mains end to end: train, stop, go on, sample.
+
+As processes of their own where that matters (signals, locks, devices, other processes),
+else the same command lines within this one, which has eight devices.
+"""
 
 import json
 import os
@@ -16,12 +20,16 @@ import pytest
 from PIL import Image
 
 import ddpm_jax
-from ddpm_jax import experiment, runs
+from ddpm_jax import cli, config, experiment, runs
+from ddpm_jax import sample as sampling_main
+from ddpm_jax import train as training_main
 from ddpm_jax.training.checkpoints import Checkpoints
 
+# One level: what is tested here does not depend on the network, which is compiled for
+# one device, for eight, and for two processes.
 TINY = [
     "network.channels=8",
-    "network.channel_mults=1,2",
+    "network.channel_mults=[1]",
     "network.num_groups=4",
     "data.batch_size=8",
     "timesteps.num_steps=3",
@@ -38,23 +46,23 @@ def command(main, *args, overrides=()):
     return [sys.executable, "-m", f"ddpm_jax.{main}", *map(str, args), *text]
 
 
-def environment(devices=1):
+def environment():
+    """One device, instead of the eight of this process."""
     flags = re.sub(r"--xla_force_host\S+", "", os.environ["XLA_FLAGS"])
-    flags += f" --xla_force_host_platform_device_count={devices}"
     return {**os.environ, "XLA_FLAGS": flags}
 
 
-def run(main, *args, overrides=(), devices=1):
+def run(main, *args, overrides=()):
     return subprocess.run(
         command(main, *args, overrides=overrides),
         capture_output=True,
         text=True,
-        env=environment(devices),
+        env=environment(),
         timeout=240,
     )
 
 
-def train(workdir, *changes, devices=1):
+def train(workdir, *changes):
     return run(
         "train",
         "--config",
@@ -62,8 +70,39 @@ def train(workdir, *changes, devices=1):
         "--workdir",
         workdir,
         overrides=(*TINY, *changes),
-        devices=devices,
     )
+
+
+@pytest.fixture
+def here(capsys, monkeypatch):
+    """Command lines within this process: the function returns what `run` does."""
+
+    def run_here(main, *args):
+        line = [str(arg) for arg in args]
+        monkeypatch.setattr(sys, "argv", [main.__name__, *line])
+        parser = cli.parser(main.__doc__)
+        if main is training_main:
+            given = cli.parse_config(parser)
+        else:
+            given = cli.parse(main.add_arguments(parser))
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit:
+            cli.run(main.main, given)
+        code = exit.value.code
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess(line, code or 0, said.out, said.err)
+
+    return run_here
+
+
+@pytest.fixture
+def train_here(here):
+    def train(workdir, *changes):
+        given = [f"--config.{change}" for change in (*TINY, *changes)]
+        where = ("--config", "configs/digits.py", "--workdir", workdir)
+        return here(training_main, *where, *given)
+
+    return train
 
 
 def metrics(workdir):
@@ -88,6 +127,15 @@ def workdir(tmp_path_factory):
     return workdir
 
 
+@pytest.fixture(scope="module")
+def of_eight(tmp_path_factory):
+    """The same run on eight devices."""
+    workdir = tmp_path_factory.mktemp("runs") / "digits"
+    settings = config.load("configs/digits.py", TINY)
+    assert training_main.train(settings, workdir) == 0
+    return workdir
+
+
 def assert_same_state(a, b):
     jax.tree.map(np.testing.assert_array_equal, final_state(a), final_state(b))
 
@@ -109,18 +157,18 @@ def test_a_run_leaves_everything_the_contract_says(workdir):
     assert int(final_state(workdir).step) == 6
 
 
-def test_again_there_is_nothing_to_do(workdir):
+def test_again_there_is_nothing_to_do(workdir, train_here):
     before = (workdir / "metrics.jsonl").read_text()
-    result = train(workdir)
+    result = train_here(workdir)
     assert result.returncode == 0 and "already at step 6" in result.stdout
     assert (workdir / "metrics.jsonl").read_text() == before
 
 
-def test_two_halves_are_the_whole_bit_for_bit(workdir, tmp_path):
-    assert train(tmp_path / "r", "train.num_steps=3").returncode == 0
-    result = train(tmp_path / "r")
+def test_two_halves_are_the_whole_bit_for_bit(of_eight, tmp_path, train_here):
+    assert train_here(tmp_path / "r", "train.num_steps=3").returncode == 0
+    result = train_here(tmp_path / "r")
     assert result.returncode == 0 and "going on from step 3" in result.stdout
-    assert_same_state(workdir, tmp_path / "r")
+    assert_same_state(of_eight, tmp_path / "r")
 
 
 def test_killed_and_run_again_is_uninterrupted_bit_for_bit(tmp_path):
@@ -150,6 +198,7 @@ def test_killed_and_run_again_is_uninterrupted_bit_for_bit(tmp_path):
 def test_a_signal_saves_and_stops(tmp_path, number):
     workdir = tmp_path / "r"
     changes = ("train.num_steps=100000", "train.save_every=100000", "train.log_every=5")
+    changes += ("train.sample_every=0",)
     arguments = ["--config", "configs/digits.py", "--workdir", workdir]
     with subprocess.Popen(
         command("train", *arguments, overrides=(*TINY, *changes)),
@@ -167,42 +216,43 @@ def test_a_signal_saves_and_stops(tmp_path, number):
     assert int(final_state(workdir).step) == step > 0
 
 
-def test_four_devices_train_as_one(workdir, tmp_path):
-    result = train(tmp_path / "r", devices=4)
-    assert result.returncode == 0, result.stderr
-    for alone, shared in zip(metrics(workdir), metrics(tmp_path / "r"), strict=True):
+def test_eight_devices_train_as_one(workdir, of_eight):
+    assert jax.local_device_count() == 8
+    for alone, shared in zip(metrics(workdir), metrics(of_eight), strict=True):
         np.testing.assert_allclose(alone["loss"], shared["loss"], rtol=1e-4)
 
 
-def test_another_config_is_refused(workdir):
-    result = train(workdir, "optimizer.b1=0.5")
+def test_another_config_is_refused(workdir, train_here):
+    result = train_here(workdir, "optimizer.b1=0.5")
     assert result.returncode == 1
     assert "optimizer.b1 is None there and 0.5 here" in result.stderr
     assert result.stderr.count("\n") == 1
 
 
-def test_mistakes_end_in_one_line(tmp_path):
-    result = train(tmp_path / "r", "optimizer.learning_rat=1")
+def test_mistakes_end_in_one_line(tmp_path, train_here):
+    result = train_here(tmp_path / "r", "optimizer.learning_rat=1")
     assert result.returncode == 1 and not (tmp_path / "r").exists()
     assert result.stderr.startswith("error: config.optimizer: unknown setting")
     assert "did you mean 'learning_rate'" in result.stderr
     (tmp_path / "file").write_text("")
-    result = train(tmp_path / "file")
+    result = train_here(tmp_path / "file")
     assert result.returncode == 1 and result.stderr.count("\n") == 1
     assert "file" in result.stderr and "Traceback" not in result.stderr
 
 
-def test_a_loss_that_is_not_finite_stops(tmp_path):
+def test_a_loss_that_is_not_finite_stops(tmp_path, train_here):
     changes = ("optimizer.learning_rate=1e30", "optimizer.warmup_steps=0")
-    result = train(tmp_path / "r", *changes, "optimizer.clip_norm=None")
+    result = train_here(tmp_path / "r", *changes, "optimizer.clip_norm=None")
     assert result.returncode == 1
     assert re.search(r"error: \w+ is (nan|inf) at step \d", result.stderr)
     assert "of checkpoints" in result.stderr
 
 
-def test_a_run_that_diverged_can_go_on_more_slowly(workdir, tmp_path):
+def test_a_run_that_diverged_can_go_on_more_slowly(workdir, tmp_path, train_here):
+    """Also on other devices than before."""
     shutil.copytree(workdir, tmp_path / "r")
-    result = train(tmp_path / "r", "optimizer.learning_rate=1e-5", "train.num_steps=8")
+    slower = ("optimizer.learning_rate=1e-5", "train.num_steps=8")
+    result = train_here(tmp_path / "r", *slower)
     assert result.returncode == 0, result.stderr
     assert "optimizer.learning_rate is 0.002 there and 1e-05 here" in result.stdout
     assert int(final_state(tmp_path / "r").step) == 8
@@ -215,38 +265,42 @@ def test_one_run_at_a_time(tmp_path):
     assert result.stderr == f"error: another run is training in {tmp_path}\n"
 
 
-def test_checkpoints_of_an_unknown_config_are_left_alone(workdir, tmp_path):
+def test_checkpoints_of_an_unknown_config_are_left_alone(workdir, tmp_path, train_here):
     shutil.copytree(workdir, tmp_path / "r")
     (tmp_path / "r" / "config.json").unlink()
-    result = train(tmp_path / "r")
+    result = train_here(tmp_path / "r")
     assert result.returncode == 1 and "no config.json" in result.stderr
     (tmp_path / "r" / "config.json").write_text('{"seed": 0,')
-    result = train(tmp_path / "r")
+    result = train_here(tmp_path / "r")
     assert result.returncode == 1 and "config.json is damaged" in result.stderr
     assert result.stderr.count("\n") == 1
 
 
-def sample(workdir, out, *args):
-    result = run("sample", "--workdir", workdir, "--out", out, *args)
-    assert result.returncode == 0, result.stderr
-    return np.load(out) if str(out).endswith(".npz") else None
+@pytest.fixture
+def sample(workdir, here):
+    def draw(out, *args):
+        result = here(sampling_main, "--workdir", workdir, "--out", out, *args)
+        assert result.returncode == 0, result.stderr
+        return np.load(out) if str(out).endswith(".npz") else None
+
+    return draw
 
 
-def test_samples(workdir, tmp_path):
-    many = sample(workdir, tmp_path / "a.npz", "--num", 5, "--batch_size", 2)
-    assert many["images"].shape == (5, 8, 8, 1) and many["images"].dtype == np.uint8
-    np.testing.assert_array_equal(many["labels"], [0, 1, 2, 3, 4])
-    few = sample(workdir, tmp_path / "b.npz", "--num", 3)
-    difference = few["images"].astype(int) - many["images"][:3]
+def test_samples(sample, tmp_path):
+    many = sample(tmp_path / "a.npz", "--num", 20, "--batch_size", 8)
+    assert many["images"].shape == (20, 8, 8, 1) and many["images"].dtype == np.uint8
+    np.testing.assert_array_equal(many["labels"], np.arange(20) % 10)
+    few = sample(tmp_path / "b.npz", "--num", 11)
+    difference = few["images"].astype(int) - many["images"][:11]
     assert np.abs(difference).max() <= 1  # a rounding apart, in another batch size
-    raw = sample(workdir, tmp_path / "c.npz", "--num", 3, "--weights", "raw")
+    raw = sample(tmp_path / "c.npz", "--num", 11, "--weights", "raw")
     assert (raw["images"] != few["images"]).any()
 
 
-def test_samples_of_another_sampler(workdir, tmp_path):
+def test_samples_of_another_sampler(sample, tmp_path):
     arguments = ["--num", 3, "--labels", "7,2", "--guidance_scale", 2, "--seed", 4]
     drawn = [
-        sample(workdir, tmp_path / f"{i}.npz", *arguments, *extra)["images"]
+        sample(tmp_path / f"{i}.npz", *arguments, *extra)["images"]
         for i, extra in enumerate(
             [
                 [],
@@ -258,11 +312,14 @@ def test_samples_of_another_sampler(workdir, tmp_path):
     assert (drawn[0] != drawn[1]).any() and (drawn[1] != drawn[2]).any()
 
 
-def test_pictures_of_samples(workdir, tmp_path):
-    sample(workdir, tmp_path / "grid.png", "--num", 4)
-    with Image.open(tmp_path / "grid.png") as picture:
+def test_pictures_of_samples(workdir, sample, tmp_path):
+    """The first by a process of its own."""
+    out = tmp_path / "grid.png"
+    result = run("sample", "--workdir", workdir, "--out", out, "--num", 4)
+    assert result.returncode == 0, result.stderr
+    with Image.open(out) as picture:
         assert picture.size == (134, 134)
-    sample(workdir, tmp_path / "folder", "--num", 4)
+    sample(tmp_path / "folder", "--num", 4)
     assert len(list((tmp_path / "folder").rglob("*.png"))) == 4
 
 
@@ -279,16 +336,10 @@ def test_pictures_of_samples(workdir, tmp_path):
         (["--num", "0"], "must be at least 1"),
     ],
 )
-def test_mistakes_of_sampling(workdir, capsys, arguments, message):
-    from ddpm_jax import cli
-    from ddpm_jax.sample import add_arguments, main
-
-    parser = add_arguments(cli.parser("samples"))
-    args = parser.parse_args(["--workdir", str(workdir), *arguments])
-    with pytest.raises(SystemExit) as exit:
-        cli.run(main, args)
-    error = capsys.readouterr().err
-    assert exit.value.code == 1 and message in error and error.count("\n") == 1
+def test_mistakes_of_sampling(workdir, here, arguments, message):
+    result = here(sampling_main, "--workdir", workdir, *arguments)
+    assert result.returncode == 1 and message in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
 def test_the_programmatic_way(workdir):

@@ -7,7 +7,8 @@ import math
 import jax
 import numpy as np
 import pytest
-from tiny import call, tiny
+from tiny import call
+from tiny import tiny as of_two_levels
 
 from ddpm_jax import config, evaluate, runs
 from ddpm_jax.config import ConfigError
@@ -15,6 +16,11 @@ from ddpm_jax.evaluation import classifier
 from ddpm_jax.evaluation.metrics import Value
 from ddpm_jax.scoring import progress, report
 from ddpm_jax.train import train
+
+
+def tiny(*changes):
+    """A network of one level, as nothing here depends on it."""
+    return of_two_levels("network.channel_mults=[1]", *changes)
 
 
 @pytest.fixture(autouse=True)

@@ -106,7 +106,8 @@ def sampling(settings: dict[str, Any], args: argparse.Namespace) -> dict[str, An
             raise ConfigError(f"--{key} does not belong to the sampler {name}")
     spacing = args.timesteps or SPACING.get(args.sampler)
     if spacing not in (None, settings["timesteps"]["name"]):
-        kept = {"num_steps": settings["timesteps"].get("num_steps")}
+        old = settings["timesteps"]
+        kept = {key: old[key] for key in ("num_steps",) if key in old}
         settings = {**settings, "timesteps": kept}
     changes = {
         "sampler": sampler,

@@ -15,7 +15,6 @@ from ddpm_jax.interop import openai
 from ddpm_jax.models import Model
 from ddpm_jax.scoring import networks
 
-
 # Where a sampler needs times of its own, unless others are asked for: Heun's steps must
 # not divide the noise level by much.
 SPACING = {"heun": "karras"}

@@ -76,7 +76,6 @@ def painted(
     pictures: np.ndarray,
     mask: np.ndarray,
     repeats: int = 10,
-    jump_length: int = 10,
 ) -> Edit:
     """Pictures with a part painted anew (RePaint); the rest is returned as it is.
 
@@ -84,8 +83,8 @@ def painted(
       run: the model.
       pictures: uint8 [num, height, width, channels].
       mask: where to paint, bool [height, width, 1].
-      repeats: how often each stretch is gone down, 1 for plain replacement.
-      jump_length: steps of a stretch.
+      repeats: how often each stretch is gone down, 1 for plain replacement; a stretch
+        is a fifth of the walk, at most the authors' 10 steps.
 
     Raises:
       ConfigError: for a mask that leaves nothing to do, or too few repeats.
@@ -102,7 +101,8 @@ def painted(
         sampler = editing.inpaint(sampler, run.schedule, known, jnp.asarray(mask))
         return editing.resample(sampler, run.schedule)
 
-    times = timesteps.resampled(run.timesteps, jump_length, repeats)
+    length = max(1, min(10, (len(run.timesteps) - 1) // 5))
+    times = timesteps.resampled(run.timesteps, length, repeats)
     return from_noise(run)._replace(given=pictures, timesteps=times, sampler=inpaint)
 
 

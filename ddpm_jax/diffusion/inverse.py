@@ -117,6 +117,7 @@ def pseudoinverse_guide(
         x_0, pull, prediction = jax.vjp(predict, x_t, has_aux=True)
         (gradient,) = pull(measurement.invert(y - measurement.apply(x_0)))
         _, sigma = alpha_sigma(schedule, t)
+        sigma = jnp.reshape(sigma, jnp.shape(sigma) + (1,) * (x_t.ndim - jnp.ndim(t)))
         return shift(schedule, prediction, t, gradient / sigma**2)
 
     return guided

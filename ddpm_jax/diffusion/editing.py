@@ -97,7 +97,8 @@ def slerp(a: Images, b: Images, weight: Float[Array | np.ndarray, " batch"]) -> 
         return jnp.sum(x * y, axis=axes, keepdims=True)
 
     cosine = dot(a, b) / jnp.sqrt(dot(a, a) * dot(b, b))
-    angle = jnp.arccos(jnp.clip(cosine, -1, 1))
+    inside = jnp.abs(cosine) < 1  # at ±1 the gradient of arccos is infinite
+    angle = jnp.arccos(jnp.where(inside, cosine, jnp.sign(cosine)))
     weight = jnp.reshape(weight, angle.shape)
     apart = jnp.abs(jnp.sin(angle)) > 1e-4  # else a straight line does
     sine = jnp.where(apart, jnp.sin(angle), 1.0)

@@ -1,4 +1,4 @@
-"""Wrapping denoisers: clipping, guidance, conditions."""
+"""Wrapping denoisers: clipping, thresholding, conditions, the call of the network."""
 
 import jax
 import jax.numpy as jnp
@@ -6,71 +6,21 @@ import numpy as np
 import pytest
 
 from ddpm_jax.diffusion import denoisers, guidance, process, schedules
+from ddpm_jax.diffusion.process import Prediction
 
 SCHEDULE = schedules.linear()
-NULL = 10
 X = jax.random.normal(jax.random.key(0), (6, 4, 4, 1))
 LABELS = jnp.array([0, 3, 9, 1, 1, 7])
 
 
-class CountingNetwork:
-    """Adds the label to the image, and counts the images that it is asked for."""
-
-    def __init__(self):
-        self.images = 0
-
-    def __call__(self, params, x, index, cond=None, dropout_keys=None):
-        self.images += len(x)
-        return x + cond[:, None, None, None] / 10
+def says(x_0, eps=None):
+    """A denoiser that says x_0 of whatever it is asked."""
+    return lambda x_t, t, cond=None: Prediction(x_0, x_0 if eps is None else eps)
 
 
-def guided(scale):
-    network = CountingNetwork()
-    denoiser = denoisers.from_network(network, None, SCHEDULE)
-    return guidance.guide(denoiser, scale, NULL), denoiser, network
-
-
-def assert_same(a, b):
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), a, b)
-
-
-def test_guidance_of_1_is_conditional_and_0_unconditional_at_one_call():
-    for scale, labels in [(1.0, LABELS), (0, jnp.full(6, NULL))]:
-        wrapped, denoiser, network = guided(scale)
-        result = wrapped(X, 500, LABELS)
-        assert network.images == 6
-        assert_same(result, denoiser(X, 500, labels))
-
-
-@pytest.mark.parametrize("scale", [0.5, 3.0])
-def test_guidance_extrapolates_along_the_line(scale):
-    wrapped, denoiser, network = guided(scale)
-    result = wrapped(X, 500, LABELS)
-    assert network.images == 12
-    null, cond = denoiser(X, 500, jnp.full(6, NULL)), denoiser(X, 500, LABELS)
-    assert_same(result, jax.tree.map(lambda n, c: n + scale * (c - n), null, cond))
-    # What it says of x_0 and of eps still agrees.
-    again = process.from_eps(SCHEDULE, X, 500, result.eps)
-    np.testing.assert_allclose(result.x_0, again.x_0, rtol=1e-3, atol=1e-3)
-
-
-def test_guidance_with_a_time_for_each_and_a_traced_scale():
-    times = jnp.array([1, 10, 100, 500, 900, 1000])
-    for_each = guided(2.0)[0](X, times, LABELS)
-    traced = jax.jit(lambda s: guided(s)[0](X, times, LABELS))(2.0)
-    assert_same(for_each, traced)
-    one = guided(2.0)[0](X[3:4], 500, LABELS[3:4])
-    np.testing.assert_allclose(for_each.x_0[3:4], one.x_0, rtol=1e-5)
-
-
-def test_pairs_are_interleaved():
-    """Each image stays beside its pair: a sharded batch needs no communication."""
-    seen = []
-    guidance.guide(
-        lambda x, t, cond: seen.append(cond) or process.Prediction(x, x), 2.0, NULL
-    )(X, 500, LABELS)
-    np.testing.assert_array_equal(seen[0][::2], LABELS)
-    np.testing.assert_array_equal(seen[0][1::2], NULL)
+def labelled(params, x, index, cond, dropout_keys):
+    """A network that adds the label to the image."""
+    return x + cond[:, None, None, None] / 10
 
 
 @pytest.mark.parametrize("rederive", [True, False])
@@ -87,10 +37,68 @@ def test_clip(rederive):
         np.testing.assert_array_equal(clipped.eps, 0.1 * X)
 
 
+IMAGES = 3 * jax.random.normal(jax.random.key(1), (6, 8, 8, 3))
+
+
+@pytest.mark.parametrize("percentile", [50.0, 90.0, 99.5, 100.0])
+def test_threshold_divides_by_the_percentile(percentile):
+    """Clipped to [-r, r] and divided by r, the percentile of each image's pixels."""
+    x_0 = IMAGES / jnp.array([1, 2, 3, 4, 5, 100.0])[:, None, None, None]
+    r = np.percentile(np.abs(x_0), percentile, axis=(1, 2, 3), keepdims=True)
+    assert 0 < np.sum(r < 1) < 6
+    r = np.maximum(r, 1)
+    bounded = denoisers.threshold(says(x_0), SCHEDULE, percentile)(IMAGES, 300)
+    np.testing.assert_allclose(bounded.x_0, np.clip(x_0, -r, r) / r, rtol=1e-5)
+    assert float(jnp.abs(bounded.x_0).max()) <= 1
+
+
+def test_threshold_leaves_images_within_the_range_as_they_are():
+    x_0 = jnp.tanh(IMAGES)
+    bounded = denoisers.threshold(says(x_0), SCHEDULE)(IMAGES, 300)
+    np.testing.assert_array_equal(bounded.x_0, x_0)
+
+
+def test_threshold_is_of_each_image_by_itself():
+    bounded = denoisers.threshold(says(IMAGES), SCHEDULE, 80.0)(IMAGES, 300).x_0
+    louder = IMAGES.at[1:].multiply(50)
+    beside = denoisers.threshold(says(louder), SCHEDULE, 80.0)(IMAGES, 300).x_0
+    np.testing.assert_allclose(beside[0], bounded[0], rtol=1e-6)
+
+
+def test_threshold_divides_by_no_more_than_the_largest():
+    r = np.percentile(np.abs(IMAGES), 99.5, axis=(1, 2, 3))
+    assert r.min() > 2
+    bounded = denoisers.threshold(says(IMAGES), SCHEDULE, largest=2.0)(IMAGES, 300)
+    np.testing.assert_allclose(bounded.x_0, jnp.clip(IMAGES, -2, 2) / 2, rtol=1e-6)
+    plain = denoisers.threshold(says(IMAGES), SCHEDULE, largest=1.0)(IMAGES, 300)
+    np.testing.assert_array_equal(plain.x_0, jnp.clip(IMAGES, -1, 1))
+
+
+def test_threshold_can_keep_eps():
+    for rederive in (True, False):
+        denoiser = denoisers.threshold(
+            says(IMAGES, X[:, :1, :1]), SCHEDULE, rederive=rederive
+        )
+        x_0, eps, _ = denoiser(IMAGES, 300)
+        if rederive:
+            x_t = process.diffuse(SCHEDULE, x_0, 300, eps)
+            np.testing.assert_allclose(x_t, IMAGES, rtol=1e-4, atol=1e-4)
+        else:
+            np.testing.assert_array_equal(eps, X[:, :1, :1])
+
+
+@pytest.mark.parametrize("percentile", [0.0, -1.0, 100.5])
+def test_a_percentile_outside_its_range_is_refused(percentile):
+    with pytest.raises(ValueError, match=r"percentile must lie in \(0, 100\]"):
+        denoisers.threshold(says(X), SCHEDULE, percentile)
+
+
 def test_condition():
-    wrapped, _, _ = guided(2.0)
-    conditioned = denoisers.condition(wrapped, LABELS)
-    assert_same(conditioned(X, 500), wrapped(X, 500, LABELS))
+    denoiser = denoisers.from_network(labelled, None, SCHEDULE)
+    conditioned = denoisers.condition(denoiser, LABELS)(X, 500)
+    expected = denoiser(X, 500, LABELS)
+    np.testing.assert_array_equal(conditioned.x_0, expected.x_0)
+    assert float(jnp.abs(expected.x_0 - denoiser(X, 500, 0 * LABELS).x_0).max()) > 0.1
 
 
 def test_networks_count_one_noising_step_as_0():
@@ -121,6 +129,7 @@ def test_a_learned_variance_rides_along():
     for wrapped in (
         denoiser,
         denoisers.clip(denoiser, schedule),
+        denoisers.threshold(denoiser, schedule),
         guidance.guide(denoiser, 3.0, null=10),
         guidance.guide(denoiser, 1, null=10),
     ):

@@ -14,7 +14,7 @@ level, not by time, so the order of convergence is 2, as the paper proves.
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 from ddpm_jax.diffusion.samplers.ddim import turn
 from ddpm_jax.diffusion.samplers.sampler import (
@@ -50,7 +50,7 @@ def plms(schedule: Schedule, order: int = 4) -> Sampler:
 
 
 def adams_bashforth(
-    nodes: Float[Array, " order"], t: Times, s: Times
+    nodes: Num[Array, " order"], t: Times, s: Times
 ) -> Float[Array, " order"]:
     """Returns the weights of values at the nodes in their average over s ... t.
 
@@ -66,6 +66,7 @@ def adams_bashforth(
     for j in range(len(nodes)):
         others = np.arange(len(nodes)) != j
         gaps = jnp.where(there & others, nodes[j] - nodes, 1)
-        factors = jnp.where(there & others, (x[:, None] - nodes) / gaps, 1.0)
+        lines = (x[:, None] - nodes[None]) / gaps[None]
+        factors = jnp.where(there & others, lines, 1.0)
         weights.append(jnp.where(there[j], shares / 2 @ factors.prod(axis=1), 0.0))
     return jnp.stack(weights)

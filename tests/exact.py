@@ -46,12 +46,15 @@ def correlated(schedule, mean, covariance):
     values, vectors = np.linalg.eigh(covariance)
 
     def denoiser(x_t, t, cond=None):
-        alpha, sigma = coefficients(schedule, t, x_t[:, :, 0, 0])
-        flat = x_t.reshape(len(x_t), -1)
-        along = (flat - alpha * mean) @ vectors.astype(x_t.dtype)
-        score = along / (alpha**2 * values + sigma**2) @ vectors.T.astype(x_t.dtype)
-        x_0 = mean + alpha * score @ np.asarray(covariance, x_t.dtype)
-        return Prediction(x_0.reshape(x_t.shape), (sigma * score).reshape(x_t.shape))
+        mu, c, u = (
+            jnp.asarray(a, x_t.dtype)
+            for a in (np.reshape(mean, (1, -1)), values[None], vectors)
+        )
+        x = x_t.reshape(len(x_t), -1)
+        alpha, sigma = coefficients(schedule, t, x)
+        along = (x - alpha * mu) @ u / (alpha**2 * c + sigma**2)
+        x_0, eps = mu + alpha * c * along @ u.T, sigma * along @ u.T
+        return Prediction(x_0.reshape(x_t.shape), eps.reshape(x_t.shape))
 
     return denoiser
 

@@ -4,8 +4,10 @@ import runpy
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import random_params
 
 from ddpm_jax import config, datasets, experiment, runs
 from ddpm_jax.config import ConfigError
@@ -14,6 +16,9 @@ RECIPES = sorted(str(path) for path in Path("configs").glob("*.py"))
 RECIPES = [path for path in RECIPES if "lsun" not in path]
 RECIPES += [f"configs/lsun.py:{variant}" for variant in ("bedroom", "church", "cat")]
 PARAMETERS = {"configs/cifar.py": 35_746_307, "configs/celebahq256.py": 113_673_219}
+
+
+SMALL = ("network.channels=8", "network.num_groups=4", "network.channel_mults=1,")
 
 
 def digits(*overrides):
@@ -109,6 +114,62 @@ def test_eps_at_zero_terminal_snr():
 def test_guidance_needs_a_null_class(change):
     with pytest.raises(ConfigError, match="config.denoiser: guidance_scale needs"):
         experiment.build(digits(change, "denoiser.guidance_scale=2.0"))
+
+
+GUIDED = "denoiser.guidance_scale=3.0"
+INTERVAL = "denoiser.guidance_interval="
+DENOISER_MISTAKES = {
+    INTERVAL + "0.2,3": "guidance_interval need a guidance_scale other than 1",
+    "denoiser.guidance_rescale=0.5": "guidance_rescale and .* need a guidance_scale",
+    GUIDED + " denoiser.guidance_rescale=1.5": "guidance_rescale must lie in .0, 1.",
+    GUIDED + f" {INTERVAL}0.2,3,4": "guidance_interval must be two noise levels",
+    GUIDED + f" {INTERVAL}()": "guidance_interval must be two noise levels",
+    GUIDED + f" {INTERVAL}3.0,0.2": "the interval must have 0 <= low < high, got 3.0",
+    GUIDED + f" {INTERVAL}3": "guidance_interval must be .*, got 3",
+    GUIDED + f" {INTERVAL}0,'x'": "guidance_interval must be .*, got .0, 'x'.",
+    "denoiser.dynamic_percentile=200.0": "percentile must lie in .0, 100., got 200",
+    "denoiser.dynamic_percentile=most": "dynamic_percentile must be .*, got 'most'",
+    "denoiser.dynamic_percentile=99.5 denoiser.clip=False": "dynamic_percentile needs",
+}
+
+
+@pytest.mark.parametrize("mistakes", DENOISER_MISTAKES)
+def test_mistakes_about_the_denoiser_are_named(mistakes):
+    with pytest.raises(ConfigError, match=DENOISER_MISTAKES[mistakes]) as caught:
+        experiment.build(digits(*mistakes.split()))
+    assert str(caught.value).startswith("config.denoiser")
+    assert "\n" not in str(caught.value)
+
+
+def test_settings_of_the_denoiser_have_their_effect():
+    """On x_0 of a small network with random weights, unclipped but where it says."""
+    x_t, labels = 3 * jax.random.normal(jax.random.key(1), (2, 8, 8, 1)), jnp.arange(2)
+    params = random_params(experiment.build(digits(*SMALL)))
+    params = jax.tree.map(lambda p: 3 * p, params)  # so that the label counts
+
+    def x_0(t, *overrides):
+        settings = [f"denoiser.{override}" for override in overrides]
+        built = experiment.build(digits(*SMALL, *settings))
+        return jax.jit(built.denoiser(params, labels))(x_t, t).x_0
+
+    def deviation(images):
+        return np.std(images, axis=(1, 2, 3))
+
+    raw, scale = "clip=False", "guidance_scale=9.0"
+    plain, guided = x_0(300, raw), x_0(300, raw, scale)
+    assert np.all(np.abs(deviation(guided) / deviation(plain) - 1) > 0.01)
+    # Lin et al. (2024), Eq. 15-16.
+    half = deviation(x_0(300, raw, scale, "guidance_rescale=0.5"))
+    middle = (deviation(guided) + deviation(plain)) / 2
+    np.testing.assert_allclose(half, middle, rtol=1e-4)
+    # The cosine schedule has sigma / alpha = tan(0.47) = 0.51 at 0.3 T.
+    for interval, expected in (("0.4,0.6", guided), ("0.6,5.0", plain)):
+        limited = x_0(300, raw, scale, f"guidance_interval={interval}")
+        np.testing.assert_allclose(limited, expected, rtol=1e-4, atol=1e-4)
+    r = np.percentile(np.abs(plain), 80, axis=(1, 2, 3), keepdims=True)
+    assert np.all(r > 1.2)
+    bounded = x_0(300, "dynamic_percentile=80.0")
+    np.testing.assert_allclose(bounded, np.clip(plain / r, -1, 1), rtol=1e-4, atol=1e-4)
 
 
 DATA_MISTAKES = {

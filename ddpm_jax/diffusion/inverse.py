@@ -65,10 +65,10 @@ def downsampled(factor: int) -> Measurement:
 
 def grey() -> Measurement:
     """The luminance of colour images, [..., 3] -> [..., 1]: colourisation."""
-    weights = np.asarray(LUMINANCE)[:, None]
-    inverse = weights.T / np.sum(weights**2)
+    weights = np.reshape(LUMINANCE, (1, 1, 1, 3))
     return Measurement(
-        lambda x: x @ weights.astype(x.dtype), lambda y: y @ inverse.astype(y.dtype)
+        lambda x: jnp.sum(x * weights.astype(x.dtype), axis=-1, keepdims=True),
+        lambda y: y * (weights / np.sum(weights**2)).astype(y.dtype),
     )
 
 

@@ -1,5 +1,7 @@
 """Laws of samplers, on data whose exact denoiser is known."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,6 +36,13 @@ def dirac(schedule, x_0):
     return denoiser
 
 
+def flow(schedule, x_t, t):
+    """Where the probability flow ends: every pixel keeps its quantile."""
+    alpha, sigma = schedules.alpha_sigma(schedule, t)
+    scale = jnp.sqrt(alpha**2 * STD**2 + sigma**2)
+    return MEAN + STD * (x_t - alpha * MEAN) / scale
+
+
 def keys(seed=0):
     return jax.random.split(jax.random.key(seed), SHAPE[0])
 
@@ -48,32 +57,51 @@ SAMPLERS = {
     "ddim, eta 0": samplers.ddim,
     "ddim, eta 0.5": lambda s: samplers.ddim(s, 0.5),
     "ddim, eta 1": lambda s: samplers.ddim(s, 1.0),
+    "probability_flow": samplers.probability_flow,
+    "reverse_sde": samplers.reverse_sde,
+    "dpmpp_2m, eta 0": samplers.dpmpp_2m,
+    "dpmpp_2m, eta 0.5": lambda s: samplers.dpmpp_2m(s, 0.5),
+    "dpmpp_2m, eta 1": lambda s: samplers.dpmpp_2m(s, 1.0),
+    "dpmpp_3m, eta 0": samplers.dpmpp_3m,
+    "dpmpp_3m, eta 1": lambda s: samplers.dpmpp_3m(s, 1.0),
+    "unipc": samplers.unipc,
+    "heun": samplers.heun,
+    "heun, churn 0.1": lambda s: samplers.heun(s, churn=0.1),
+    "plms, order 2": lambda s: samplers.plms(s, 2),
+    "plms, order 3": lambda s: samplers.plms(s, 3),
+    "plms, order 4": samplers.plms,
 }
+EULER = ["probability_flow", "reverse_sde"]
+FIRST_ORDER = list(SAMPLERS)[: list(SAMPLERS).index("dpmpp_2m, eta 0")]
+HIGHER_ORDER = list(SAMPLERS)[len(FIRST_ORDER) :]
+ODE = ["ddim, eta 0", *(n for n in HIGHER_ORDER if n[-1] not in "15")]
+MULTISTEP = [name for name in ODE[1:] if name != "heun"]
+ON_THE_MARGINAL = [n for n in SAMPLERS if n not in (*EULER, "ddpm, fixed_large")]
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("make", [schedules.linear, schedules.cosine])
 def test_exact_gaussian_is_reproduced(make, name):
     schedule = make()
-    times = timesteps.trailing(schedule, 1000)
+    times, error = timesteps.log_snr_uniform(schedule, 60), 15 / 60**2
+    if name in FIRST_ORDER:
+        num_steps = 500 if name in EULER else 1000
+        times, error = timesteps.trailing(schedule, num_steps), 4 / num_steps
     x_0, _ = jax.jit(
         lambda x_T: sample(
             SAMPLERS[name](schedule), gaussian(schedule), keys(), x_T, times
         )
     )(prior())
-    # Five standard errors, and the steps' own error, first order in 1 / 1000.
+    # Five standard errors, and the steps' own error, of first or second order.
     standard_error = STD / np.sqrt(x_0.size)
-    assert abs(float(x_0.mean()) - MEAN) < 5 * standard_error + 2e-3
-    assert abs(float(x_0.std()) - STD) < 5 * standard_error + 4e-3
+    assert abs(float(x_0.mean()) - MEAN) < 5 * standard_error + error / 2
+    assert abs(float(x_0.std()) - STD) < 5 * standard_error + error
 
 
 def test_ddim_solves_the_ode_to_first_order(x64):
     """Its error against the probability flow of a Gaussian, in closed form: ~ 1/S."""
     schedule, x_T = schedules.cosine(), prior()
-    alpha, sigma = schedules.alpha_sigma(schedule, 1000)
-    scale = jnp.sqrt(alpha**2 * STD**2 + sigma**2)
-    exact = MEAN + STD * (x_T - alpha * MEAN) / scale
-    errors = []
+    exact, errors = flow(schedule, x_T, 1000), []
     for num_steps in (50, 100, 200):
         times = timesteps.trailing(schedule, num_steps)
         sampler = samplers.ddim(schedule)
@@ -83,8 +111,11 @@ def test_ddim_solves_the_ode_to_first_order(x64):
     assert np.all((orders > 0.8) & (orders < 1.3)), (errors, orders)
 
 
-@pytest.mark.parametrize("num_steps", [1000, 20])
-@pytest.mark.parametrize("name", ["ddpm, fixed_small", *list(SAMPLERS)[2:]])
+@pytest.mark.parametrize(
+    "name, num_steps",
+    [(name, 20) for name in ON_THE_MARGINAL]
+    + [(name, 1000) for name in ON_THE_MARGINAL if name in FIRST_ORDER],
+)
 def test_dirac_data_stay_on_the_marginal(name, num_steps):
     """From q(x_T | x_0), every x_s is distributed as q(x_s | x_0), for any eta."""
     schedule, x_0 = schedules.linear(), 0.4
@@ -104,7 +135,7 @@ def test_dirac_data_stay_on_the_marginal(name, num_steps):
     few = 5 / np.sqrt(x.size)  # five standard errors of a mean of unit variance
     np.testing.assert_allclose(means, alpha[1:] * x_0, atol=few)
     np.testing.assert_allclose(stds, sigma[1:], rtol=few, atol=1e-5)
-    np.testing.assert_allclose(x, x_0, atol=1e-6)
+    np.testing.assert_allclose(x, x_0, atol=3e-6)
 
 
 def test_fixed_large_adds_the_forward_variance():
@@ -118,14 +149,43 @@ def test_fixed_large_adds_the_forward_variance():
         np.testing.assert_allclose(state.x.std(), expected, rtol=0.03)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", [n for n in SAMPLERS if "plms" not in n])
 def test_the_last_step_returns_the_prediction(name):
+    """Whatever is remembered; but for PLMS, whose eps is then another."""
     schedule = schedules.linear()
     sampler = SAMPLERS[name](schedule)
-    state, prediction = sampler.step(
-        gaussian(schedule), keys(), samplers.SamplerState(prior()), 1, 0
-    )
-    np.testing.assert_array_equal(state.x, prediction.x_0)
+    step = jax.jit(functools.partial(sampler.step, gaussian(schedule), keys()[:4]))
+    state = sampler.init(prior()[:4, :4, :4])
+    for t, s in [(70, 40), (40, 15), (15, 0)]:
+        state, prediction = step(state, t, s)
+        assert bool((state.x == prediction.x_0).all()) == (s == 0)
+
+
+def uneven(schedule):
+    """Even in time and even in the log-SNR at once: steps of all lengths in turn."""
+    even = (f(schedule, 50) for f in (timesteps.linspace, timesteps.log_snr_uniform))
+    return timesteps.custom(schedule, np.union1d(*even)[::-1])
+
+
+@pytest.mark.parametrize(
+    "name, spacing",
+    [(name, uneven) for name in SAMPLERS]
+    + [(name, timesteps.karras) for name in MULTISTEP]
+    + [(name, timesteps.quadratic) for name in MULTISTEP],
+)
+def test_any_times_will_do(name, spacing):
+    """The ODE keeps each pixel's quantile; the chain and the SDE the distribution."""
+    schedule, x_T = schedules.linear(), prior()[:, :16, :16]
+    times = spacing(schedule) if spacing is uneven else spacing(schedule, 40)
+    sampler, denoiser = SAMPLERS[name](schedule), gaussian(schedule)
+    x_0, _ = sample(sampler, denoiser, keys(), x_T, times)
+    error = 0.05 if name in FIRST_ORDER else 0.02
+    if name in ODE:
+        expected = flow(schedule, x_T, times[0])
+        assert float(jnp.sqrt(jnp.mean((x_0 - expected) ** 2))) < error / 2
+    standard_error = STD / np.sqrt(x_0.size)
+    assert abs(float(x_0.mean()) - MEAN) < 5 * standard_error + error / 2
+    assert abs(float(x_0.std()) - STD) < 5 * standard_error + error
 
 
 def test_ddpm_is_ddim_with_eta_1():
@@ -138,13 +198,21 @@ def test_ddpm_is_ddim_with_eta_1():
     np.testing.assert_array_equal(ddpm, ddim)
 
 
-def test_zero_terminal_snr_is_sampled_from_pure_noise():
-    schedule = schedules.zero_terminal_snr(schedules.linear())
-    for name in SAMPLERS:
-        sampler, times = SAMPLERS[name](schedule), timesteps.trailing(schedule, 100)
-        x_0, _ = sample(sampler, gaussian(schedule), keys(), prior(), times)
-        assert np.all(np.isfinite(x_0))
-        assert abs(float(x_0.mean()) - MEAN) < 0.05
+CHURNED = pytest.param(
+    "heun, churn 0.1",
+    marks=pytest.mark.xfail(strict=True, reason="churn at an infinite noise level"),
+)
+
+
+@pytest.mark.parametrize(
+    "name", [CHURNED if "churn" in n else n for n in SAMPLERS if n not in EULER]
+)
+def test_zero_terminal_snr_is_sampled_from_pure_noise(name):
+    schedule, x_T = schedules.zero_terminal_snr(schedules.linear()), prior()[:, :8]
+    sampler, times = SAMPLERS[name](schedule), timesteps.trailing(schedule, 100)
+    x_0, _ = sample(sampler, gaussian(schedule), keys(), x_T, times)
+    assert np.all(np.isfinite(x_0))
+    assert abs(float(x_0.mean()) - MEAN) < 5 * STD / np.sqrt(x_0.size) + 2e-3
 
 
 def test_ddim_runs_backwards(x64):
@@ -184,3 +252,23 @@ def test_eta_is_between_0_and_1(eta):
 def test_unknown_variance():
     with pytest.raises(ValueError, match="unknown variance 'huge'"):
         samplers.ddpm(schedules.linear(), "huge")
+
+
+@pytest.mark.parametrize("name", EULER)
+def test_euler_needs_a_signal_at_T(name):
+    with pytest.raises(ValueError, match="cannot begin where alpha_T = 0"):
+        SAMPLERS[name](schedules.zero_terminal_snr(schedules.linear()))
+
+
+def test_settings_are_checked():
+    schedule = schedules.linear()
+    for eta in (-0.1, 1.1):
+        for make in (samplers.dpmpp_2m, samplers.dpmpp_3m):
+            with pytest.raises(ValueError, match="eta must lie"):
+                make(schedule, eta)
+    for churn in (-0.1, 0.5):
+        with pytest.raises(ValueError, match="churn must lie"):
+            samplers.heun(schedule, churn)
+    for order in (1, 5):
+        with pytest.raises(ValueError, match="order must be"):
+            samplers.plms(schedule, order)

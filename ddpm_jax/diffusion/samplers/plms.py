@@ -43,7 +43,7 @@ def plms(schedule: Schedule, order: int = 4) -> Sampler:
         prediction = denoiser(state.x, t)
         known = remember(state.memory, prediction.eps, t)
         weights = adams_bashforth(known.times, t, s).astype(state.x.dtype)
-        eps = jnp.tensordot(weights, known.values, axes=1)
+        eps = sum(w * eps for w, eps in zip(weights, known.values, strict=True))
         return SamplerState(turn(schedule, prediction, t, s, eps), known), prediction
 
     return Sampler(lambda x_T: SamplerState(x_T, no_past(x_T, order)), step)
@@ -60,13 +60,13 @@ def adams_bashforth(
       s: where it ends.
     """
     there = nodes > 0
-    points, shares = np.polynomial.legendre.leggauss(2)  # exact for cubics
-    x = t + (s - t) * (points + 1) / 2
-    weights = []
-    for j in range(len(nodes)):
-        others = np.arange(len(nodes)) != j
-        gaps = jnp.where(there & others, nodes[j] - nodes, 1)
-        lines = (x[:, None] - nodes[None]) / gaps[None]
-        factors = jnp.where(there & others, lines, 1.0)
-        weights.append(jnp.where(there[j], shares / 2 @ factors.prod(axis=1), 0.0))
-    return jnp.stack(weights)
+    points, _ = np.polynomial.legendre.leggauss(2)  # the mean of two, exact for cubics
+    x = (t + (s - t) * (points + 1) / 2)[:, None]
+
+    def weight(j):
+        others = there & (np.arange(len(nodes)) != j)
+        gaps = jnp.where(others, nodes[j] - nodes, 1)[None]
+        lagrange = jnp.where(others[None], (x - nodes[None]) / gaps, 1.0).prod(axis=1)
+        return jnp.where(there[j], lagrange.mean(), 0.0)
+
+    return jnp.stack([weight(j) for j in range(len(nodes))])

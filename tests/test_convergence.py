@@ -11,7 +11,7 @@ from ddpm_jax.diffusion.sampling import sample
 
 MEAN, STD = 0.3, 0.5
 SCHEDULE = schedules.cosine(2_000_000)  # so many that whole times do not disturb
-NOISY, CLEAN = -4.0, 2.0  # the log-SNR where a walk begins and where it ends
+NOISY, CLEAN = -2.0, 4.0  # the log-SNR where a walk begins and where it ends
 NUM_STEPS = np.array([20, 40, 80, 160])
 
 

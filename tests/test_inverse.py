@@ -166,3 +166,8 @@ def test_guidance_moves_the_unseen_part_where_replacement_does_not(name):
         )
         errors[method] = np.linalg.norm(np.mean(x, axis=0).ravel() - exact)
     assert errors["guide"] < 0.75 * errors["replace"], errors
+
+
+def test_downsampling_needs_a_factor_of_the_size():
+    with pytest.raises(ValueError, match="3 does not divide images of 8x8"):
+        inverse.downsampled(3).apply(jnp.zeros((1, 8, 8, 1)))

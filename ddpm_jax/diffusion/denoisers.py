@@ -107,7 +107,7 @@ def threshold(
       denoiser: the denoiser to wrap.
       schedule: the noise schedule.
       percentile: of an image's absolute values, in (0, 100].
-      largest: bound of r.
+      largest: bound of r, 1 or more.
       rederive: as in `clip`.
 
     Raises:

@@ -40,7 +40,8 @@ def inversion(schedule: Schedule, iterations: int = 1) -> Sampler:
 
     Args:
       schedule: the noise schedule.
-      iterations: network calls a step, at least 1.
+      iterations: network calls a step, at least 1; three are nearly exact but for
+        long steps in much noise.
 
     Raises:
       ValueError: for no iterations.
@@ -122,7 +123,10 @@ def perturb(schedule: Schedule, keys: Array, images: Images, t: Times) -> Images
 
 
 def inpaint(
-    inner: Sampler, schedule: Schedule, known: Images, mask: Bool[Array, "..."]
+    inner: Sampler,
+    schedule: Schedule,
+    known: Images,
+    mask: Bool[Array | np.ndarray, "..."],
 ) -> Sampler:
     """Inpainting by replacement: what is known is put back after every step.
 

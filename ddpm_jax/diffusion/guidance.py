@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from ddpm_jax.diffusion.denoisers import Denoiser
@@ -59,6 +60,8 @@ def guide_rescaled(
     """
 
     def guided(x_t, t, cond):
+        if isinstance(scale, (int, float)) and scale == 1:
+            return denoiser(x_t, t, cond)
         weak, strong = _pair(denoiser, x_t, t, cond, null)
         prediction = _extrapolate(weak, strong, scale)
         axes = tuple(range(1, x_t.ndim))
@@ -66,7 +69,8 @@ def guide_rescaled(
         def deviation(p):
             return jnp.std(p.x_0, axis=axes, keepdims=True)
 
-        ratio = deviation(strong) / deviation(prediction)
+        floor = jnp.finfo(x_t.dtype).tiny  # an even picture has no deviation
+        ratio = deviation(strong) / jnp.maximum(deviation(prediction), floor)
         x_0 = (1 + strength * (ratio - 1)) * prediction.x_0
         eps = from_x_0(schedule, x_t, t, x_0).eps
         return Prediction(x_0, eps, prediction.fraction)
@@ -118,14 +122,16 @@ def classifier_guide(
 def shift(schedule: Schedule, prediction: Prediction, t, gradient: Array) -> Prediction:
     """Adds a gradient of log-probability to the score that a prediction stands for.
 
-    The score is -eps / sigma_t, and x_0 = (x_t + sigma_t^2 score) / alpha_t.
+    The score is -eps / sigma_t, and x_0 = (x_t + sigma_t^2 score) / alpha_t. Where
+    alpha_t = 0 all of x_t is noise and says nothing of y: there nothing is added.
     """
     alpha, sigma = (
         jnp.reshape(c, jnp.shape(c) + (1,) * (gradient.ndim - jnp.ndim(c)))
         for c in alpha_sigma(schedule, t)
     )
+    gradient = jnp.where(alpha > 0, gradient, 0.0)
     return Prediction(
-        prediction.x_0 + sigma**2 / alpha * gradient,
+        prediction.x_0 + sigma**2 / jnp.where(alpha > 0, alpha, 1.0) * gradient,
         prediction.eps - sigma * gradient,
         prediction.fraction,
     )
@@ -141,6 +147,7 @@ def within(
     """Guidance in a limited interval of noise levels (Kynkäänniemi et al. 2024).
 
     Outside, only `otherwise` is called, so a step there costs no second network call.
+    One branch runs for all images: t is one time, as samplers ask.
 
     Args:
       guided: the denoiser inside the interval.
@@ -164,6 +171,8 @@ def within(
 
 
 def _none(cond, null):
+    if cond is None:
+        raise ValueError("guidance needs a condition for each image, such as a class")
     return jnp.broadcast_to(jnp.asarray(null, cond.dtype), cond.shape)
 
 
@@ -181,6 +190,6 @@ def _extrapolate(weak: Prediction, strong: Prediction, scale) -> Prediction:
     return Prediction(x_0, eps, strong.fraction)
 
 
-def _interleave(a: Array, b: Array) -> Array:
+def _interleave(a: Array | np.ndarray, b: Array | np.ndarray) -> Array:
     """[a0, b0, a1, b1, ...] along the first axis."""
     return jnp.stack([a, b], axis=1).reshape(2 * a.shape[0], *a.shape[1:])

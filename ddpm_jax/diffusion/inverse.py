@@ -39,7 +39,7 @@ class Measurement(NamedTuple):
     invert: Callable[[Array], Images]
 
 
-def visible(mask: Bool[Array, "..."]) -> Measurement:
+def visible(mask: Bool[Array | np.ndarray, "..."]) -> Measurement:
     """The pixels where the mask is not set; the others read 0."""
 
     def hide(x):
@@ -49,10 +49,15 @@ def visible(mask: Bool[Array, "..."]) -> Measurement:
 
 
 def downsampled(factor: int) -> Measurement:
-    """The means of squares of factor x factor pixels: super-resolution."""
+    """The means of squares of factor x factor pixels: super-resolution.
+
+    The factor must divide height and width; `apply` raises a ValueError otherwise.
+    """
 
     def apply(x):
         batch, height, width, channels = x.shape
+        if height % factor or width % factor:
+            raise ValueError(f"{factor} does not divide images of {height}x{width}")
         rows, columns = height // factor, width // factor
         squares = x.reshape(batch, rows, factor, columns, factor, channels)
         return squares.mean(axis=(2, 4))

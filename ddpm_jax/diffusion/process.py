@@ -25,7 +25,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ddpm_jax.diffusion.schedules import Schedule, Times, alpha_sigma, log_snr
+from ddpm_jax.diffusion.schedules import (
+    Schedule,
+    Times,
+    alpha_sigma,
+    ends_in_noise,
+    log_snr,
+)
 
 Images = Float[Array | np.ndarray, "..."]
 
@@ -111,8 +117,7 @@ def parameterization(name: str, schedule: Schedule) -> Parameterization:
     if name not in PARAMETERIZATIONS:
         known = ", ".join(PARAMETERIZATIONS)
         raise ValueError(f"unknown parameterization {name!r}; there are: {known}")
-    table = schedule.log_snr
-    if name == "eps" and isinstance(table, np.ndarray) and np.isneginf(table[-1]):
+    if name == "eps" and ends_in_noise(schedule):
         raise ValueError(
             "a schedule with zero terminal SNR needs parameterization 'v' or 'x_0': "
             "at t = T, x_T is all noise, and predicting eps says nothing about x_0"

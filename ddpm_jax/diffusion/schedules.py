@@ -42,6 +42,12 @@ class Schedule(NamedTuple):
         return self.log_snr.shape[0] - 1
 
 
+def ends_in_noise(schedule: Schedule) -> bool:
+    """Returns whether alpha_T = 0 (zero terminal SNR); False where that is traced."""
+    table = schedule.log_snr
+    return isinstance(table, np.ndarray) and bool(np.isneginf(table[-1]))
+
+
 def log_snr(schedule: Schedule, t: Times) -> Float[Array, "*batch"]:
     """Returns λ_t in the shape of t.
 

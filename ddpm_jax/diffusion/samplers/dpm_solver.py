@@ -9,7 +9,7 @@ through the last predictions instead,
 
 so that its step is DDIM's along D = x_0 + w_1 c_1 + w_2 c_2, where w_k is the average
 of u^k. The solution of the SDE (η = 1) is the ancestral step along a D whose weights
-grow twice as fast.
+grow twice as fast. Between steps of very different lengths that extrapolates badly.
 
 A missing past counts as infinitely far away: the first step is of first order, the
 second of second. So is the last of first order, to s = 0, where h is infinite.

@@ -12,7 +12,13 @@ from ddpm_jax.diffusion.process import Images
 from ddpm_jax.diffusion.samplers import sampler
 from ddpm_jax.diffusion.samplers.ddim import mean, turn
 from ddpm_jax.diffusion.samplers.sampler import Sampler, SamplerState
-from ddpm_jax.diffusion.schedules import Schedule, alpha_sigma, log_snr, time_of
+from ddpm_jax.diffusion.schedules import (
+    Schedule,
+    alpha_sigma,
+    ends_in_noise,
+    log_snr,
+    time_of,
+)
 
 
 def heun(
@@ -35,10 +41,13 @@ def heun(
       churn_noise: S_noise, the standard deviation of what is added.
 
     Raises:
-      ValueError: for a churn outside its range.
+      ValueError: for a churn outside its range, or of a schedule of zero terminal SNR,
+        whose noise level cannot be raised.
     """
     if not 0 <= churn <= 2**0.5 - 1:
         raise ValueError(f"churn must lie in [0, 0.4142], got {churn}")
+    if churn and ends_in_noise(schedule):
+        raise ValueError("churn needs a schedule that leaves a signal at t = T")
 
     def stir(keys, x: Images, t):
         """Raises the noise of x at time t; returns it, and its time, not whole."""

@@ -12,12 +12,16 @@ steps.
 """
 
 import jax.numpy as jnp
-import numpy as np
 from jax.nn import log_sigmoid
 
 from ddpm_jax.diffusion.samplers import sampler
 from ddpm_jax.diffusion.samplers.sampler import Sampler, SamplerState
-from ddpm_jax.diffusion.schedules import Schedule, alpha_sigma, log_snr
+from ddpm_jax.diffusion.schedules import (
+    Schedule,
+    alpha_sigma,
+    ends_in_noise,
+    log_snr,
+)
 
 
 def reverse_sde(schedule: Schedule) -> Sampler:
@@ -39,8 +43,7 @@ def probability_flow(schedule: Schedule) -> Sampler:
 
 
 def _euler(schedule, eta: int) -> Sampler:
-    table = schedule.log_snr
-    if isinstance(table, np.ndarray) and np.isneginf(table[-1]):
+    if ends_in_noise(schedule):
         raise ValueError(
             "Euler's method cannot begin where alpha_T = 0: choose a schedule that "
             "leaves a signal, or another sampler"

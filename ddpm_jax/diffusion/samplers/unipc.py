@@ -8,6 +8,7 @@ through all three predictions (Zhao et al. 2023, Eq. 3 and 10 with B(h) = e^h - 
 
 with ahead = x_0(t) - x_0(u), and the next step starts from there. The prediction is
 kept as it is, so a step remains one call. The corrector raises the order from 2 to 3.
+The first correction has two predictions only, and w_1 = 1/2 as in the authors' code.
 The last step, to s = 0, is of first order.
 """
 
@@ -75,7 +76,7 @@ def _correct(schedule, last, x_0, t):
     spans = spans_of(schedule, before, u, t)
     (q,) = ratios(before.times, spans)
     w_1, w_2 = averages(spans[0])
-    w_1 = jnp.where(q > 0, w_1, 0.5)  # the authors' first step
+    w_1 = jnp.where(q > 0, w_1, 0.5)
     ahead = x_0 - start
     change = q / (1 + q) * (ahead - q * (start - before.values[0]))
     along = start + w_1 * (ahead - change) + w_2 * change

@@ -301,3 +301,24 @@ def test_sampling_under_the_exact_classifier_draws_the_class():
         mine = x_0[k::2].reshape(512, 4)
         np.testing.assert_allclose(mine.mean(axis=0), mean, atol=5 * STD / 22 + 0.02)
         np.testing.assert_allclose(mine.std(axis=0), STD, rtol=5 / 32 + 0.05)
+
+
+def test_where_all_is_noise_a_gradient_says_nothing():
+    """At alpha_T = 0 the score is that of the noise alone, whatever y is."""
+    schedule = schedules.zero_terminal_snr(schedules.linear())
+    v = denoisers.from_network(lambda p, x, *_: 0.1 * x, None, schedule, "v")
+    wrapped = guidance.classifier_guide(v, schedule, log_prob)
+    assert_same(wrapped(X, 1000, LABELS), v(X, 1000))
+    moved = wrapped(X, 999, LABELS).x_0 - v(X, 999).x_0
+    assert float(jnp.abs(moved).max()) > 0.1
+
+
+def test_an_even_picture_can_be_guided():
+    flat = lambda x_t, t, cond: process.from_x_0(SCHEDULE, x_t, t, 0 * x_t + 0.5)
+    wrapped = guidance.guide_rescaled(flat, SCHEDULE, 3.0, NULL, 1.0)
+    assert np.all(np.isfinite(wrapped(X, 500, LABELS).x_0))
+
+
+def test_guidance_needs_a_condition():
+    with pytest.raises(ValueError, match="needs a condition"):
+        guidance.guide(DENOISER, 3.0, NULL)(X, 500, None)

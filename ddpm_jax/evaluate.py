@@ -73,8 +73,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         "--sweep",
         nargs="+",
         metavar="NAME:STEPS",
-        help="samplers with their steps, and real images, as in "
-        "ddim:10,20,50 ddpm:1000 data:test",
+        help="samplers with their steps, and real images, as in ddim:10,20,50 "
+        "dpmpp_2m@karras:15 (on these timesteps) data:test",
     )
     add(
         "--reference",
@@ -191,10 +191,12 @@ def _sweep(args, settings) -> Iterator[tuple[str, dict | None, Experiment | None
         if name == "data":
             yield text, None, None
             continue
+        sampler, _, spacing = name.partition("@")
         for steps in parts.split(","):
             if not steps.isdigit():
                 raise ConfigError(f"--sweep {text}: give NAME:STEPS, as in ddim:10,20")
-            one = {**vars(args), "sampler": name, "steps": int(steps)}
+            one = {**vars(args), "sampler": sampler, "steps": int(steps)}
+            one["timesteps"] = spacing or args.timesteps
             changed = arguments.sampling(settings, argparse.Namespace(**one))
             yield f"{name}:{steps}", changed, experiments.build(changed)
 

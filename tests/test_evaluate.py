@@ -80,17 +80,18 @@ def test_the_protocol_is_beside_each_number(workdir, tmp_path):
 
 def test_a_sweep(workdir, tmp_path, capsys):
     out = tmp_path / "scores.json"
-    sweep = ["--sweep", "ddim:2,4", "ddpm:3", "data:test"]
+    sweep = ["--sweep", "ddim:2,4", "heun@trailing:3", "data:test"]
     given = ["--workdir", workdir, "--num", 24, "--out", out, *PIXELS]
     call(evaluate, *given, *sweep)
     rows = capsys.readouterr().out.splitlines()[1:5]
     assert [row.split()[0] for row in rows] == [
         "ddim:2",
         "ddim:4",
-        "ddpm:3",
+        "heun@trailing:3",
         "data:test",
     ]
-    assert [row.split()[1] for row in rows[:3]] == ["2", "4", "3"]
+    # Heun's steps are two calls, but for the last.
+    assert [row.split()[1] for row in rows[:3]] == ["2", "4", "5"]
     assert values(out, "data:test")["fd"] < values(out, "ddim:4")["fd"]
     assert (tmp_path / "scores.png").read_bytes()[:4] == b"\x89PNG"
     assert sorted(path.name for path in tmp_path.iterdir()) == [

@@ -78,6 +78,7 @@ def train(settings: dict[str, Any], workdir: str | os.PathLike) -> int:
             changes = [f"beginning from {source}", *begun_from.notes]
         else:
             state = jax.jit(experiment.init)(init_key)
+        state = parallel.replicate(state)  # as steps return it: one program, not two
         if jax.process_index() == 0:
             runs.write_config(workdir, settings)
         writer = enter(closing(open_writer(workdir, first, options.num_steps)))

@@ -67,7 +67,7 @@ def shard(fn: Callable) -> Callable:
 
 
 def replicate(params):
-    """Puts parameters on all devices of this process, for a function of `shard`."""
+    """Puts a tree of arrays on all devices of this process, whole on each."""
     return jax.device_put(params, NamedSharding(_local_mesh(), P()))
 
 

@@ -57,14 +57,9 @@ def repairs(schedule, steps):
         ways[f"RePaint, jumps of {length}, {repeats} times"] = replacement(walk)
     for name, inner in {"ddpm": samplers.ddpm, "dpmpp_2m": samplers.dpmpp_2m}.items():
         ways[f"replace, {name}"] = guided(inverse.replace, inner)
-        ways[f"ΠGDM, {name}"] = guided(inverse.pseudoinverse_guide, inner)
-        ways[f"both, {name}"] = guided(both, inner)
+        ways[f"guidance, {name}"] = guided(inverse.pseudoinverse_guide, inner)
+        ways[f"restore, {name}"] = guided(inverse.restore, inner)
     return ways
-
-
-def both(denoiser, *problem):
-    """The gradient moves what is free, and what was measured is put in."""
-    return inverse.replace(inverse.pseudoinverse_guide(denoiser, *problem), *problem)
 
 
 def start(sampler, denoiser, keys, like, times):
@@ -113,8 +108,8 @@ def main():
         print(f"  {'pixels repeated':32} {right(small.invert(y)):.1%}")
         for name, guide in {
             "replace": inverse.replace,
-            "ΠGDM": inverse.pseudoinverse_guide,
-            "both": both,
+            "guidance": inverse.pseudoinverse_guide,
+            "restore": inverse.restore,
         }.items():
             times = timesteps.trailing(schedule, args.steps)
             denoiser = guide(clipped, schedule, small, y)

@@ -107,7 +107,7 @@ def painted(
 
 
 def measured(run: Experiment, pictures: np.ndarray, by: inverse.Measurement) -> Edit:
-    """Images that look like the pictures to a measurement, exactly (DDNM).
+    """Images that look like the pictures to a measurement, exactly.
 
     Args:
       run: the model.
@@ -115,10 +115,10 @@ def measured(run: Experiment, pictures: np.ndarray, by: inverse.Measurement) -> 
       by: how.
     """
 
-    def replace(denoiser, given):
-        return inverse.replace(denoiser, run.schedule, by, images.to_float(given))
+    def restore(denoiser, given):
+        return inverse.restore(denoiser, run.schedule, by, images.to_float(given))
 
-    return from_noise(run)._replace(given=pictures, denoiser=replace)
+    return from_noise(run)._replace(given=pictures, denoiser=restore)
 
 
 def denoised(run: Experiment, pictures: np.ndarray) -> Edit:

@@ -171,3 +171,16 @@ def test_guidance_moves_the_unseen_part_where_replacement_does_not(name):
 def test_downsampling_needs_a_factor_of_the_size():
     with pytest.raises(ValueError, match="3 does not divide images of 8x8"):
         inverse.downsampled(3).apply(jnp.zeros((1, 8, 8, 1)))
+
+
+def test_restoring_is_guided_and_ends_in_what_was_measured():
+    schedule, measurement = schedules.linear(), inverse.downsampled(2)
+    denoiser, x_t = pixels(schedule, 0.2, 0.5), normal(SHAPE)
+    y = measurement.apply(images())
+    free = lambda x: x - measurement.invert(measurement.apply(x))
+    guided, restored = (
+        method(denoiser, schedule, measurement, y)(x_t, 300).x_0
+        for method in (inverse.pseudoinverse_guide, inverse.restore)
+    )
+    np.testing.assert_allclose(measurement.apply(restored), y, atol=1e-5)
+    np.testing.assert_allclose(free(restored), free(guided), atol=1e-5)

@@ -20,6 +20,7 @@ RANKS = {
     "config": 1,
     "training": 1,
     "construct": 2,
+    "transforms": 2,
     "interop": 2,
     "evaluation": 3,
     "experiment": 3,

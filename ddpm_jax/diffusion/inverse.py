@@ -7,7 +7,7 @@ solutions are functions from denoisers to denoisers, so any sampler takes them:
     pseudoinverse_guide   score + ∇ log N(y; A x_0(x_t), ...)        (Song et al. 2023)
 
 The first costs nothing and holds exactly at the end; the second differentiates the
-network, and moves the free part too.
+network, and moves the free part too. `restore` is the first after the second.
 """
 
 from collections.abc import Callable
@@ -126,3 +126,18 @@ def pseudoinverse_guide(
         return shift(schedule, prediction, t, gradient / sigma**2)
 
     return guided
+
+
+def restore(
+    denoiser: Denoiser, schedule: Schedule, measurement: Measurement, y: Array
+) -> Denoiser:
+    """Guides by a measurement, then puts it in: near to likely images, and exact.
+
+    Args:
+      denoiser: the denoiser to wrap.
+      schedule: the noise schedule.
+      measurement: A.
+      y: what was measured, [batch, ...].
+    """
+    guided = pseudoinverse_guide(denoiser, schedule, measurement, y)
+    return replace(guided, schedule, measurement, y)

@@ -91,32 +91,54 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
 def sampling(settings: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     """Returns the model's config with what the arguments change in its sections.
 
+    Of another sampler or spacing than the config's, the settings go, but for overrides
+    and the number of steps.
+
     Raises:
       ConfigError: for an argument of another sampler.
     """
-    sampler = {"name": args.sampler, "eta": args.eta, "variance": args.variance}
-    if args.sampler not in (None, settings["sampler"]["name"]):
-        settings = {**settings, "sampler": {}}  # the settings were another sampler's
-    name = args.sampler or settings["sampler"]["name"]
-    constructor = getattr(samplers, name, None)
-    for key in ("eta", "variance"):
-        taken = constructor and key in inspect.signature(constructor).parameters
-        if sampler[key] is not None and not taken:
-            raise ConfigError(f"--{key} does not belong to the sampler {name}")
-    spacing = args.timesteps or SPACING.get(args.sampler)
-    if spacing not in (None, settings["timesteps"]["name"]):
-        old = settings["timesteps"]
-        kept = {key: old[key] for key in ("num_steps",) if key in old}
-        settings = {**settings, "timesteps": kept}
+    name, spacing = args.sampler, args.timesteps
+    if spacing is None and "name" not in _overridden(args, "timesteps"):
+        spacing = SPACING.get(name or settings.get("sampler", {}).get("name"))
+    settings = _renamed(settings, args, "sampler", name)
+    settings = _renamed(settings, args, "timesteps", spacing, keep=("num_steps",))
+    sampler = {"eta": args.eta, "variance": args.variance}
+    called = settings["sampler"].get("name")
+    constructor = getattr(samplers, str(called), None)
+    if inspect.isfunction(constructor):
+        taken = inspect.signature(constructor).parameters
+        for key, value in sampler.items():
+            if value is not None and key not in taken:
+                raise ConfigError(f"--{key} does not belong to the sampler {called}")
     changes = {
         "sampler": sampler,
-        "timesteps": {"name": spacing, "num_steps": args.steps},
+        "timesteps": {"num_steps": args.steps},
         "denoiser": {"guidance_scale": args.guidance_scale},
     }
     for section, values in changes.items():
         given = {key: value for key, value in values.items() if value is not None}
         settings = {**settings, section: settings.get(section, {}) | given}
     return settings
+
+
+def _renamed(settings, args, section, name, keep=()):
+    """The config with a section under another name, if one was asked for."""
+    current, asked = settings.get(section, {}), _overridden(args, section)
+    if name in (None, current.get("name")) and "name" not in asked:
+        return {**settings, section: current}
+    if "" in asked:  # the section was given whole
+        asked, keep = {*current}, ()
+    name = current.get("name") if name is None else name
+    if name == "custom":  # which counts its steps itself
+        keep = ()
+    kept = {key: current[key] for key in current if key in asked or key in keep}
+    return {**settings, section: {**kept, "name": name}}
+
+
+def _overridden(args, section) -> set[str]:
+    """The keys of a section that --config.SECTION.KEY gives; "" for all of it."""
+    paths = (text.partition("=")[0].partition(".") for text in args.overrides)
+    return {key for first, _, key in paths if first == section}
 
 
 def labels(args: argparse.Namespace, num_classes: int, num: int) -> np.ndarray | None:

@@ -121,6 +121,8 @@ def _fits(value, wanted) -> bool:
 
 
 def _spoken(wanted) -> str:
+    if isinstance(wanted, types.UnionType):
+        return " or ".join(_spoken(each) for each in typing.get_args(wanted))
     if typing.get_origin(wanted) is collections.abc.Sequence:
         return "a list, as in 1,2"
     words = {
@@ -128,5 +130,6 @@ def _spoken(wanted) -> str:
         float: "a number",
         str: "text",
         bool: "True or False",
+        types.NoneType: "None",
     }
     return words.get(wanted, str(wanted))

@@ -107,7 +107,7 @@ def painted(
 
 
 def measured(run: Experiment, pictures: np.ndarray, by: inverse.Measurement) -> Edit:
-    """Images that look like the pictures to a measurement, exactly.
+    """Images that look like the pictures to a measurement, until they are clipped.
 
     Args:
       run: the model.
@@ -121,15 +121,22 @@ def measured(run: Experiment, pictures: np.ndarray, by: inverse.Measurement) -> 
     return from_noise(run)._replace(given=pictures, denoiser=restore)
 
 
-def denoised(run: Experiment, pictures: np.ndarray) -> Edit:
-    """Pictures without their noise, whose level is estimated, the median of theirs.
+def noise_of(pictures: np.ndarray) -> float:
+    """Estimates the standard deviation of their noise, 0 ... 255, the median of all."""
+    levels = editing.noise_level(images.to_float(pictures))
+    return float(np.median(levels)) * 127.5
+
+
+def denoised(run: Experiment, pictures: np.ndarray, std: float) -> Edit:
+    """Pictures without their noise.
 
     Args:
       run: the model.
       pictures: uint8 [num, height, width, channels].
+      std: the standard deviation of their noise, in values of 0 ... 255.
     """
-    level = np.median(editing.noise_level(images.to_float(pictures)))
-    first = round(float(editing.time_of_noise(run.schedule, max(level, 1e-6))))
+    level = max(std / 127.5, 1e-6)
+    first = round(float(editing.time_of_noise(run.schedule, level)))
     times = timesteps.from_time(run.timesteps, first)
     alpha, _ = schedules.alpha_sigma(run.schedule, first)
     return Edit(
@@ -142,15 +149,15 @@ def interpolated(run: Experiment, num: int, length: int, noises: jax.Array) -> E
 
     Args:
       run: the model.
-      num: how many images; the last row may be cut short.
+      num: how many images, at least a row; the last one may be cut short.
       length: images in a row, at least 2.
       noises: keys of the noises, two for each row.
 
     Raises:
       ConfigError: for another length.
     """
-    if length < 2:
-        raise ConfigError(f"--interpolate must be at least 2, got {length}")
+    if not 2 <= length <= num:
+        raise ConfigError(f"--interpolate must be 2 ... --num ({num}), got {length}")
     rows, places = np.divmod(np.arange(num), length)
     weights = (places / (length - 1)).astype(np.float32)
     given = noises[2 * rows], noises[2 * rows + 1], weights
@@ -174,11 +181,12 @@ def make_draw(run: Experiment, edit: Edit, watched: bool = False) -> Callable:
 
     Returns:
       (params, keys, labels, given) -> (images, None), or with the steps in the place
-      of None: uint8 (x_s, predicted x_0), each [batch, steps, height, width, channels].
+      of None: uint8 (x_t, predicted x_0), [batch, steps + 1, height, width, channels]
+      and [batch, steps, height, width, channels].
     """
 
     def observe(state, prediction):
-        return jax.tree.map(_to_uint8, (state.x, prediction.x_0))
+        return _to_uint8(state.x), _to_uint8(prediction.x_0)
 
     def draw(params, keys, labels, given):
         x, step_keys = edit.begin(keys, given)
@@ -191,24 +199,38 @@ def make_draw(run: Experiment, edit: Edit, watched: bool = False) -> Callable:
             edit.timesteps,
             observe if watched else sampling.nothing,
         )
-        return drawn, jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), steps)
+        if not watched:
+            return drawn, None
+        walk, predicted = (jnp.moveaxis(each, 0, 1) for each in steps)
+        return drawn, (jnp.concatenate([_to_uint8(x)[:, None], walk], 1), predicted)
 
     return draw
 
 
-def read(paths: Sequence[str], image_shape: Sequence[int], num: int) -> np.ndarray:
-    """Reads pictures, repeated to fill `num`: uint8 [num, height, width, channels].
+def read(paths: Sequence[str], image_shape: Sequence[int], fit=True) -> np.ndarray:
+    """Reads pictures as uint8 [pictures, height, width, channels].
+
+    Args:
+      paths: the files.
+      image_shape: (height, width, channels).
+      fit: whether to resize and crop what has another size, or refuse it.
 
     Raises:
-      ConfigError: naming the file that is missing, or no picture.
+      ConfigError: naming the file that is missing, no picture, or of another size.
     """
-    pictures = []
+    (height, width, channels), pictures = image_shape, []
     for path in paths:
         try:
-            pictures.append(images.read(path, image_shape))
+            pixels = images.read(path, channels)
+        except FileNotFoundError as error:
+            raise ConfigError(f"there is no picture {path}") from error
         except (OSError, ValueError) as error:
             raise ConfigError(f"cannot read the picture {path}: {error}") from error
-    return np.stack(pictures)[np.arange(num) % len(pictures)]
+        if pixels.shape[:2] != (height, width) and not fit:
+            size = "x".join(map(str, pixels.shape[:2]))
+            raise ConfigError(f"{path} is {size}, but must be {height}x{width} here")
+        pictures.append(images.resize_and_crop(pixels, (height, width)))
+    return np.stack(pictures)
 
 
 def _to_uint8(x):

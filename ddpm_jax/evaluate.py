@@ -116,7 +116,8 @@ def evaluate(args: argparse.Namespace, out: Path) -> list[Score]:
         return _score_samples(args, of_samples, [subject], settings, book)
     model = arguments.model(args)
     sweep = [*_sweep(args, model.config)] if of_samples else []
-    run = experiments.build(model.config)
+    built = (run for *_, run in sweep if run is not None)
+    run = next(built, None) or experiments.build(model.config)
     params = parallel.replicate(model.load_params(run))
     scores = []
     if sweep:
@@ -193,7 +194,7 @@ def _sweep(args, settings) -> Iterator[tuple[str, dict | None, Experiment | None
             continue
         sampler, _, spacing = name.partition("@")
         for steps in parts.split(","):
-            if not steps.isdigit():
+            if not (sampler and steps.isdigit()) or name.endswith("@"):
                 raise ConfigError(f"--sweep {text}: give NAME:STEPS, as in ddim:10,20")
             one = {**vars(args), "sampler": sampler, "steps": int(steps)}
             one["timesteps"] = spacing or args.timesteps

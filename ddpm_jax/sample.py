@@ -10,9 +10,11 @@ What is not said is as the model's config says. Image i is the same for any --nu
 """
 
 import argparse
+import os
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from ddpm_jax import arguments, cli, edits, experiment
@@ -24,7 +26,7 @@ from ddpm_jax.edits import Edit
 from ddpm_jax.files import whole
 from ddpm_jax.training import parallel
 
-MOST_WATCHED = 100  # images whose every step is kept
+MOST_WATCHED = 2**30  # bytes of all the steps that are kept
 STRENGTH = 0.6
 
 
@@ -35,8 +37,8 @@ class Drawn(NamedTuple):
       pictures: uint8 [num, height, width, channels].
       labels: their classes, [num], or None.
       times: the times visited, [steps + 1].
-      steps: (x_s, predicted x_0) of every step, uint8 [num, steps, height, width,
-        channels] each, or None.
+      steps: None, or x_t at all of them, uint8 [num, steps + 1, height, width,
+        channels], and the x_0 predicted at all but the last, [num, steps, ...].
     """
 
     pictures: np.ndarray
@@ -56,7 +58,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     add("--gif", metavar="FILE", help="also an animation of the images while drawn")
     add("--trajectory", metavar="FILE", help="also a picture of the steps: x_t and x_0")
 
-    group = parser.add_argument_group("pictures to begin with (repeated to fill --num)")
+    group = parser.add_argument_group(
+        "pictures to begin with",
+        "Repeated to fill --num. A model with classes is told nothing, unless --labels "
+        "says what they show.",
+    )
     begin = group.add_mutually_exclusive_group()
     several = {"nargs": "+", "metavar": "FILE"}
     begin.add_argument("--init", **several, help="make them anew, see --strength")
@@ -84,7 +90,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     way.add_argument(
         "--colourise", action="store_true", help="--init is grey: give it colours"
     )
-    way.add_argument("--denoise", action="store_true", help="--init is noisy: clean it")
+    way.add_argument(
+        "--denoise",
+        type=float,
+        nargs="?",
+        const=0.0,
+        metavar="STD",
+        help="--init is noisy: clean it, of noise of this standard deviation, 0 to 255 "
+        "(default: estimated)",
+    )
     return parser
 
 
@@ -96,10 +110,17 @@ def draw(args: argparse.Namespace) -> Drawn:
     """
     _check(args)
     model = arguments.model(args)
+    _tell_nothing(args, model.config)
     run = experiment.build(arguments.sampling(model.config, args))
     edit, labels = _edit(args, run), _labels(args, run)
-    params = model.load_params(run)
     watched = bool(args.gif or args.trajectory)
+    kept = 2 * args.num * len(edit.timesteps) * np.prod(run.image_shape)
+    if watched and kept > MOST_WATCHED:
+        raise ConfigError(
+            f"--gif and --trajectory keep every step, here {kept / 2**30:.0f} GB: "
+            "give a smaller --num, or fewer --steps"
+        )
+    params = model.load_params(run)
     draw_fn = edits.make_draw(run, edit, watched)
     keys = experiment.sample_keys(args.seed, args.num)
     drawn, steps = parallel.parallel_map(draw_fn, args.batch_size)(
@@ -111,10 +132,6 @@ def draw(args: argparse.Namespace) -> Drawn:
 def _check(args):
     if args.num < 1 or args.batch_size < 1:
         raise ConfigError("--num and --batch_size must be at least 1")
-    if (args.gif or args.trajectory) and args.num > MOST_WATCHED:
-        raise ConfigError(
-            f"--gif and --trajectory keep every step: give --num {MOST_WATCHED} or less"
-        )
     if (args.mask is None) != (args.inpaint is None):
         raise ConfigError("--inpaint and --mask go together")
     for name, owner in (
@@ -124,8 +141,21 @@ def _check(args):
         ("colourise", "init"),
         ("denoise", "init"),
     ):
-        if getattr(args, name) not in (None, False) and getattr(args, owner) is None:
+        given = getattr(args, name)
+        if given is not None and given is not False and getattr(args, owner) is None:
             raise ConfigError(f"--{name} belongs to --{owner}")
+
+
+def _tell_nothing(args, settings):
+    """Edits of pictures whose class is not given do without one."""
+    network = settings.get("network", {})
+    pictures = args.init or args.inpaint
+    if not (pictures and network.get("num_classes") and args.labels is None):
+        return
+    if not network.get("label_dropout"):
+        raise ConfigError("--labels: this model must be told what the pictures show")
+    if args.guidance_scale is None:
+        args.guidance_scale = 0.0
 
 
 def _edit(args, run) -> Edit:
@@ -136,11 +166,12 @@ def _edit(args, run) -> Edit:
         noises = experiment.sample_keys(args.seed, ends)
         return edits.interpolated(run, args.num, args.interpolate, noises)
 
-    def read(paths, shape):
-        return edits.read(paths, shape, args.num)
+    def read(paths, shape, fit=True):
+        pictures = edits.read(paths, shape, fit)
+        return pictures[np.arange(args.num) % len(pictures)]
 
     if args.inpaint:
-        mask = edits.read([args.mask], (height, width, 1), 1)[0] > 127
+        (mask,) = edits.read([args.mask], (height, width, 1)) > 127
         repeats = 10 if args.repaint is None else args.repaint
         return edits.painted(run, read(args.inpaint, run.image_shape), mask, repeats)
     if not args.init:
@@ -148,20 +179,22 @@ def _edit(args, run) -> Edit:
     if args.upscale is not None:
         if args.upscale < 2 or height % args.upscale or width % args.upscale:
             raise ConfigError(
-                f"--upscale {args.upscale}: the model's images are {height}x{width}, "
-                "which it must divide"
+                f"--upscale {args.upscale}: give 2 or more that divides the size "
+                f"of the model's images, {height}x{width}"
             )
         small = height // args.upscale, width // args.upscale, channels
         by = inverse.downsampled(args.upscale)
-        return edits.measured(run, read(args.init, small), by)
+        return edits.measured(run, read(args.init, small, fit=False), by)
     if args.colourise:
         if channels != 3:
             raise ConfigError("--colourise needs a model of colour images")
         grey = read(args.init, (height, width, 1))
         return edits.measured(run, grey, inverse.grey())
     pictures = read(args.init, run.image_shape)
-    if args.denoise:
-        return edits.denoised(run, pictures)
+    if args.denoise is not None:
+        std = args.denoise or edits.noise_of(pictures[: len(args.init)])
+        print(f"taking off noise of standard deviation {std:.1f} (of 255)")
+        return edits.denoised(run, pictures, std)
     strength = STRENGTH if args.strength is None else args.strength
     return edits.from_pictures(run, pictures, strength)
 
@@ -180,15 +213,22 @@ def check_out(args: argparse.Namespace) -> None:
       ConfigError: saying what to give.
       OSError: if a parent folder cannot be made.
     """
-    out = Path(args.out)
-    if out.suffix.lower() not in (".png", ".npz", "") or out == Path():
-        raise ConfigError(f"--out {out}: give a .png, an .npz, or a folder")
-    for name, suffix in (("gif", ".gif"), ("trajectory", ".png")):
-        path = getattr(args, name)
-        if path is not None and Path(path).suffix.lower() != suffix:
-            raise ConfigError(f"--{name} {path}: give a {suffix}")
-    for path in filter(None, (args.out, args.gif, args.trajectory)):
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    given = {"out": args.out, "gif": args.gif, "trajectory": args.trajectory}
+    paths = {name: Path(path) for name, path in given.items() if path is not None}
+    suffixes = {"out": (".png", ".npz", ""), "gif": (".gif",), "trajectory": (".png",)}
+    for name, path in paths.items():
+        if path.suffix.lower() not in suffixes[name] or path == Path():
+            known = ", ".join(suffixes[name][:2]) + (", or a folder" * (name == "out"))
+            raise ConfigError(f"--{name} {path}: give a {known}")
+        if path.suffix and path.is_dir():
+            raise ConfigError(f"--{name} {path}: there is a folder of that name")
+    if len({path.resolve() for path in paths.values()}) < len(paths):
+        raise ConfigError("--out, --gif and --trajectory must be different files")
+    for name, path in paths.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(path.parent, os.W_OK):
+            raise ConfigError(f"--{name} {path}: {path.parent} cannot be written to")
+    out = paths["out"]
     if not out.suffix and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(
             f"--out {out}: it is there already; give a new or empty folder"
@@ -209,14 +249,15 @@ def write(out: Path, pictures: np.ndarray, labels: np.ndarray | None, columns) -
 
 def write_steps(args: argparse.Namespace, drawn: Drawn) -> None:
     """Writes what --gif and --trajectory ask for."""
+    walk, predicted = drawn.steps
     down = np.flatnonzero(np.diff(drawn.times) < 0)  # what goes up predicts nothing
-    walk, predicted = (steps[:, down] for steps in drawn.steps)
 
     def choose(most):
-        return np.unique(np.linspace(0, len(down) - 1, most).astype(int))
+        return down[np.unique(np.linspace(0, len(down) - 1, most).astype(int))]
 
     if args.gif:
-        frames = [images.grid(walk[:, i], args.interpolate) for i in choose(50)]
+        shown = [*choose(50), -1]
+        frames = [images.grid(walk[:, i], args.interpolate) for i in shown]
         images.save_gif(args.gif, np.stack(frames))
         print(f"wrote {len(frames)} steps to {args.gif}")
     if args.trajectory:
@@ -229,8 +270,11 @@ def write_steps(args: argparse.Namespace, drawn: Drawn) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Draws samples and writes them."""
-    check_out(args)
+    if jax.process_index() == 0:
+        check_out(args)
     drawn = draw(args)
+    if jax.process_index():
+        return
     write(Path(args.out), drawn.pictures, drawn.labels, args.interpolate)
     print(f"wrote {len(drawn.pictures)} images to {args.out}")
     if drawn.steps is not None:

@@ -33,7 +33,10 @@ def picture(tmp_path_factory):
 @pytest.fixture
 def draw(workdir, tmp_path):
     def run(*args, out="a.npz", num=8):
-        call(sample, "--workdir", workdir, "--num", num, "--out", tmp_path / out, *args)
+        if {"--init", "--inpaint"} & {*args}:
+            args = ["--labels", 3, *args]
+        given = ["--workdir", workdir, "--num", num, "--out", tmp_path / out]
+        call(sample, *given, *args)
         return np.load(tmp_path / out)["images"] if out.endswith(".npz") else None
 
     return run
@@ -79,7 +82,7 @@ def test_an_enlarged_picture_shrinks_to_what_was_given(draw, picture, tmp_path):
     inside = (drawn > 0) & (drawn < 255)  # what leaves the range is clipped
     whole = inside.reshape(8, 4, 2, 4, 2, 3).all(axis=(2, 4))
     again = drawn.reshape(8, 4, 2, 4, 2, 3).mean(axis=(2, 4))
-    assert whole.mean() > 0.05
+    assert whole.sum() > 5
     np.testing.assert_allclose(again[whole], np.stack([small] * 8)[whole], atol=0.51)
 
 
@@ -98,7 +101,7 @@ def test_a_noisy_picture_is_walked_down_from_its_own_level(workdir):
     ramp = np.linspace(-0.5, 0.5, 64, dtype=np.float32).reshape(1, 8, 8, 1)
     noise = np.random.default_rng(0).standard_normal((16, 8, 8, 3)).astype(np.float32)
     pictures = images.to_uint8(ramp + 0.2 * noise)
-    edit = edits.denoised(run, pictures)
+    edit = edits.denoised(run, pictures, edits.noise_of(pictures))
     level = np.exp(-run.schedule.log_snr[edit.timesteps[0]] / 2)
     assert 0.1 < level < 0.3
     x, _ = edit.begin(None, pictures)
@@ -128,8 +131,8 @@ def test_pictures_of_the_process(draw, picture, tmp_path):
     films = ["--gif", tmp_path / "a.gif", "--trajectory", tmp_path / "t.png"]
     draw(*films, "--steps", 5, out="a.png", num=4)
     with Image.open(tmp_path / "a.gif") as film, Image.open(tmp_path / "a.png") as last:
-        assert film.n_frames == 5 and film.size == last.size
-        film.seek(4)  # the last step is what was drawn
+        assert film.n_frames == 6 and film.size == last.size
+        film.seek(5)  # from noise to what was drawn
         apart = np.asarray(film.convert("RGB"), int) - np.asarray(last.convert("RGB"))
         assert np.abs(apart).mean() < 8  # GIF has 256 colours
     with Image.open(tmp_path / "t.png") as steps:
@@ -139,7 +142,7 @@ def test_pictures_of_the_process(draw, picture, tmp_path):
     edit = ["--inpaint", picture[0], "--mask", tmp_path / "mask.png", "--repaint", 2]
     draw(*films, *edit, "--steps", 20, out="a.png", num=2)
     with Image.open(tmp_path / "a.gif") as film:
-        assert film.n_frames == 36  # steps down: 20, and four stretches of 4 again
+        assert film.n_frames == 37  # steps down: 20, and four stretches of 4 again
 
 
 def test_one_program_draws_the_whole_edit(workdir, picture):
@@ -158,9 +161,14 @@ def test_one_program_draws_the_whole_edit(workdir, picture):
 
 
 MISTAKES = [
-    (["--init", "none.png"], "cannot read the picture none.png"),
+    (["--init", "none.png"], "there is no picture none.png"),
+    (["--init", "TEXT"], "cannot read the picture"),
+    (["--init", "PICTURE", "--upscale", "2"], "is 8x8, but must be 4x4 here"),
+    (["--out", "a.png", "--trajectory", "a.png"], "must be different files"),
+    (["--out", "folder.png"], "there is a folder of that name"),
+    (["--sampler", "sampler"], "unknown name 'sampler'"),
     (["--init", "PICTURE", "--strength", "1.5"], "--strength must lie in (0, 1]"),
-    (["--init", "PICTURE", "--upscale", "3"], "8x8, which it must divide"),
+    (["--init", "PICTURE", "--upscale", "3"], "that divides the size"),
     (["--strength", "0.5"], "--strength belongs to --init"),
     (["--colourise"], "--colourise belongs to --init"),
     (["--repaint", "2"], "--repaint belongs to --inpaint"),
@@ -168,10 +176,11 @@ MISTAKES = [
     (["--mask", "PICTURE"], "--inpaint and --mask go together"),
     (["--inpaint", "PICTURE", "--mask", "BLACK"], "--mask is black everywhere"),
     (["--inpaint", "PICTURE", "--mask", "PICTURE", "--repaint", "0"], "--repaint must"),
-    (["--interpolate", "1"], "--interpolate must be at least 2"),
+    (["--interpolate", "1"], "--interpolate must be 2 ... --num (8)"),
+    (["--interpolate", "9"], "--interpolate must be 2 ... --num (8)"),
     (["--gif", "a.png"], "give a .gif"),
     (["--trajectory", "a.gif"], "give a .png"),
-    (["--gif", "a.gif", "--num", "1000"], "give --num 100 or less"),
+    (["--gif", "a.gif", "--num", "1000000"], "keep every step"),
     (
         ["--sampler", "unipc", "--eta", "1"],
         "--eta does not belong to the sampler unipc",
@@ -182,7 +191,10 @@ MISTAKES = [
 @pytest.mark.parametrize("given, message", MISTAKES)
 def test_mistakes(draw, picture, tmp_path, monkeypatch, given, message):
     images.save_png(tmp_path / "black.png", np.zeros((8, 8, 1), np.uint8))
+    (tmp_path / "text.png").write_text("a text")
+    (tmp_path / "folder.png").mkdir()
     names = {"PICTURE": picture[0], "BLACK": tmp_path / "black.png"}
+    names |= {"TEXT": tmp_path / "text.png"}
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError) as error:
         draw(*[names.get(each, each) for each in given])
@@ -192,7 +204,8 @@ def test_mistakes(draw, picture, tmp_path, monkeypatch, given, message):
 def test_a_grey_model_has_no_colours_to_give(picture, tmp_path):
     runs.write(tmp_path / "r", tiny(), random_params(experiment.build(tiny())))
     with pytest.raises(ConfigError, match="needs a model of colour images"):
-        call(sample, "--workdir", tmp_path / "r", "--init", picture[0], "--colourise")
+        given = ["--init", picture[0], "--colourise", "--labels", 3]
+        call(sample, "--workdir", tmp_path / "r", *given)
 
 
 def test_heun_has_its_spacing_unless_another_is_asked_for(workdir):
@@ -200,10 +213,25 @@ def test_heun_has_its_spacing_unless_another_is_asked_for(workdir):
     settings = config.load("configs/digits.py", ["timesteps.name=quadratic"])
     settings["timesteps"]["fraction"] = 0.7
 
-    def timesteps(*given):
+    def sections(*given, overrides=()):
         args = parser.parse_args(["--workdir", "r", *given])
-        return sample.arguments.sampling(settings, args)["timesteps"]
+        args.overrides = [*overrides]
+        return sample.arguments.sampling(config.override(settings, overrides), args)
 
+    def timesteps(*given, overrides=()):
+        return sections(*given, overrides=overrides)["timesteps"]
+
+    asked = timesteps("--sampler", "heun", overrides=["timesteps.name=leading"])
+    assert asked == {"name": "leading", "num_steps": 50}
+    asked = timesteps("--timesteps", "karras", overrides=["timesteps.rho=3"])
+    assert asked == {"name": "karras", "num_steps": 50, "rho": 3}
+    asked = timesteps("--timesteps", "custom", overrides=["timesteps.times=9,5"])
+    assert asked == {"name": "custom", "times": [9, 5]}
+    drawn = ["sampler.name=heun", "sampler.churn=0.2"]
+    assert sections(overrides=drawn)["sampler"] == {"name": "heun", "churn": 0.2}
+    assert sections("--sampler", "heun", overrides=drawn[1:])["sampler"]["churn"] == 0.2
+    whole = ["sampler={'name': 'ddpm', 'variance': 'fixed_large'}"]
+    assert sections(overrides=whole)["sampler"]["variance"] == "fixed_large"
     assert timesteps("--sampler", "heun") == {"name": "karras", "num_steps": 50}
     assert timesteps("--sampler", "unipc")["fraction"] == 0.7
     asked = timesteps("--sampler", "heun", "--timesteps", "leading", "--steps", "9")
@@ -213,3 +241,42 @@ def test_heun_has_its_spacing_unless_another_is_asked_for(workdir):
 def test_noise_level_needs_no_model():
     flat = np.zeros((1, 8, 8, 1), np.float32)
     assert float(editing.noise_level(flat)[0]) == 0
+
+
+def test_a_picture_without_its_class_is_edited_without_one(workdir, picture, tmp_path):
+    """A null class is used where there is one, and a class asked for where not."""
+    settings = tiny(*COLOURED, "network.label_dropout=0.1")
+    params = random_params(experiment.build(settings))
+    runs.write(tmp_path / "free", settings, params)
+    given = ["--workdir", tmp_path / "free", "--init", picture[0], "--num", 8]
+    drawn = []
+    for extra in ([], ["--guidance_scale", 0], ["--labels", 3]):
+        call(sample, *given, *extra, "--out", tmp_path / "a.npz")
+        drawn.append(np.load(tmp_path / "a.npz")["images"])
+    np.testing.assert_array_equal(drawn[0], drawn[1])
+    assert (drawn[0] != drawn[2]).any()
+    with pytest.raises(ConfigError, match="--labels: this model must be told"):
+        call(sample, "--workdir", workdir, "--init", picture[0], "--num", 8)
+
+
+def test_what_is_transparent_is_white(tmp_path):
+    pixels = np.zeros((4, 4, 4), np.uint8)
+    pixels[:2, :, 3] = 255  # black above, nothing below
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    read = images.read(tmp_path / "a.png", 1)
+    assert (read[:2] == 0).all() and (read[2:] == 255).all()
+
+
+def test_the_trajectory_pairs_a_picture_with_what_is_predicted_of_it(workdir):
+    run, params = runs.load(workdir)
+    draw = edits.make_draw(run, edits.from_noise(run), watched=True)
+    keys, labels = experiment.sample_keys(0, 2), np.array([0, 1], np.int32)
+    drawn, (walk, predicted) = draw(params, keys, labels, None)
+    steps = len(run.timesteps) - 1
+    assert walk.shape[:2] == (2, steps + 1) and predicted.shape[:2] == (2, steps)
+    np.testing.assert_array_equal(walk[:, -1], images.to_uint8(drawn))
+    x_T, _ = sample.edits.sampling.draw_prior(keys, run.image_shape)
+    np.testing.assert_array_equal(walk[:, 0], images.to_uint8(x_T))
+    first = run.denoiser(params, labels)(x_T, run.timesteps[0]).x_0
+    apart = predicted[:, 0].astype(int) - images.to_uint8(first)
+    assert np.abs(apart).max() <= 1

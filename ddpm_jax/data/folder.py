@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from ddpm_jax.data.images import height_width, read
+from ddpm_jax.data.images import height_width, read, resize_and_crop
 from ddpm_jax.data.source import Source, in_parallel
 
 _EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"}
@@ -29,7 +29,9 @@ class _Folder:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        return read(self.paths[index], self.image_shape), self.labels[index]
+        *size, channels = self.image_shape
+        image = resize_and_crop(read(self.paths[index], channels), size)
+        return image, self.labels[index]
 
 
 def folder(

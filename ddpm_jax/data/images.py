@@ -54,27 +54,35 @@ def to_uint8(images) -> np.ndarray:
     return np.rint(127.5 * (images + 1)).astype(np.uint8)
 
 
-def read(path: str | os.PathLike, image_shape: Sequence[int]) -> np.ndarray:
-    """Reads a picture of any format that Pillow knows, fitted to a shape.
+def read(path: str | os.PathLike, channels: int) -> np.ndarray:
+    """Reads a picture of any format that Pillow knows, an animation's first frame.
 
     Args:
-        path: the file; it is turned as its EXIF orientation says.
-        image_shape: (height, width, channels), 3 channels for RGB or 1 for grey.
+        path: the file; it is turned as its EXIF orientation says, and what is
+            transparent is white.
+        channels: 3 for RGB or 1 for grey.
 
     Returns:
-        uint8 [height, width, channels]; see `resize_and_crop`.
+        uint8 [height, width, channels].
 
     Raises:
         OSError: if there is no such file, or it is no picture.
-        ValueError: if it has more than 8 bits a channel, which would turn white.
+        ValueError: if it has more than 8 bits a channel, which would turn white, or is
+            larger than Pillow deems safe.
     """
-    *size, channels = image_shape
-    with Image.open(path) as picture:
-        if picture.mode.startswith(("I", "F")):
-            raise ValueError(f"{path} has more than 8 bits a channel")
-        picture = ImageOps.exif_transpose(picture).convert(_MODES[channels])
-    pixels = np.asarray(picture).reshape(picture.height, picture.width, channels)
-    return resize_and_crop(pixels, size)
+    try:
+        with Image.open(path) as picture:
+            if picture.mode.startswith(("I", "F")):
+                raise ValueError("it has more than 8 bits a channel: convert it")
+            picture = ImageOps.exif_transpose(picture)
+            if picture.has_transparency_data:
+                picture = picture.convert("RGBA")
+                white = Image.new("RGBA", picture.size, "white")
+                picture = Image.alpha_composite(white, picture)
+            picture = picture.convert(_MODES[channels])
+    except Image.DecompressionBombError as error:
+        raise ValueError(str(error)) from error
+    return np.asarray(picture).reshape(picture.height, picture.width, channels)
 
 
 def height_width(image_size: Any) -> tuple[int, int]:

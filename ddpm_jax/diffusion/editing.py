@@ -59,7 +59,7 @@ def inversion(schedule: Schedule, iterations: int = 1) -> Sampler:
         x_s, prediction = jax.lax.fori_loop(0, iterations, closer, start)
         return SamplerState(x_s), prediction
 
-    return Sampler(SamplerState, step)
+    return Sampler(SamplerState, step, calls=iterations)
 
 
 def encode(
@@ -101,7 +101,7 @@ def slerp(a: Images, b: Images, weight: Float[Array | np.ndarray, " batch"]) -> 
     inside = jnp.abs(cosine) < 1  # at ±1 the gradient of arccos is infinite
     angle = jnp.arccos(jnp.where(inside, cosine, jnp.sign(cosine)))
     weight = jnp.reshape(weight, angle.shape)
-    apart = jnp.abs(jnp.sin(angle)) > 1e-4  # else a straight line does
+    apart = jnp.abs(jnp.sin(angle)) > 1e-4  # neither parallel nor opposite
     sine = jnp.where(apart, jnp.sin(angle), 1.0)
 
     def share(w):

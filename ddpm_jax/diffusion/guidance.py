@@ -67,10 +67,10 @@ def guide_rescaled(
         axes = tuple(range(1, x_t.ndim))
 
         def deviation(p):
-            return jnp.std(p.x_0, axis=axes, keepdims=True)
+            variance = jnp.var(p.x_0, axis=axes, keepdims=True)
+            return jnp.sqrt(variance + 1e-12)  # an even picture has none
 
-        floor = jnp.finfo(x_t.dtype).tiny  # an even picture has no deviation
-        ratio = deviation(strong) / jnp.maximum(deviation(prediction), floor)
+        ratio = deviation(strong) / deviation(prediction)
         x_0 = (1 + strength * (ratio - 1)) * prediction.x_0
         eps = from_x_0(schedule, x_t, t, x_0).eps
         return Prediction(x_0, eps, prediction.fraction)

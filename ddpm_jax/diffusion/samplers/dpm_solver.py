@@ -83,7 +83,12 @@ def averages(length: Float[Array, ""]) -> tuple[Array, Array]:
     """Returns w_1 and w_2, the averages of u and u^2 under exp(length u)."""
     total = 1 / -jnp.expm1(-length)
     w_1 = total - 1 / length
-    return w_1, total - 2 / length * w_1
+    w_2 = total - 2 / length * w_1
+    is_short = length < 0.1  # where the terms cancel, and a series does
+    return (
+        jnp.where(is_short, 1 / 2 + length / 12 - length**3 / 720, w_1),
+        jnp.where(is_short, 1 / 3 + length / 12 + length**2 / 360, w_2),
+    )
 
 
 def spans_of(schedule: Schedule, past: Past, t: Times, s: Times) -> Float[Array, " k"]:

@@ -53,13 +53,13 @@ def heun(
         """Raises the noise of x at time t; returns it, and its time, not whole."""
         level = jnp.exp(-log_snr(schedule, t) / 2)
         within = (churn_from <= level) & (level <= churn_to)
-        raised = level * jnp.where(within, 1 + churn, 1.0)
-        time = time_of(schedule, -2 * jnp.log(raised))
+        time = time_of(schedule, -2 * jnp.log((1 + churn) * level))
         alpha_t, _ = alpha_sigma(schedule, t)
         alpha, sigma = alpha_sigma(schedule, time)
         std = jnp.sqrt(jnp.maximum((sigma / alpha) ** 2 - level**2, 0.0))
         noise = churn_noise * std * sampler.standard_normal(keys, x)
-        return alpha * (x / alpha_t + noise), time
+        stirred = alpha * (x / alpha_t + noise)
+        return jnp.where(within, stirred, x), jnp.where(within, time, t)
 
     def step(denoiser, keys, state, t, s):
         x, t = stir(keys, state.x, t) if churn else (state.x, t)

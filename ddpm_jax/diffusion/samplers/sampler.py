@@ -29,7 +29,7 @@ class Sampler(NamedTuple):
     Attributes:
       init: x_T -> SamplerState.
       step: (denoiser, keys [batch], state, t, s) -> (state at s, Prediction at t), for
-        scalar times s < t.
+        scalar times s < t; of `editing`, also s > t.
       calls: network calls of a step; the last one, to s = 0, makes one.
     """
 

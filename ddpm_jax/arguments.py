@@ -99,7 +99,10 @@ def sampling(settings: dict[str, Any], args: argparse.Namespace) -> dict[str, An
     """
     name, spacing = args.sampler, args.timesteps
     if spacing is None and "name" not in _overridden(args, "timesteps"):
-        spacing = SPACING.get(name or settings.get("sampler", {}).get("name"))
+        asked = name
+        if name is None and "name" in _overridden(args, "sampler"):
+            asked = settings["sampler"]["name"]
+        spacing = SPACING.get(asked)
     settings = _renamed(settings, args, "sampler", name)
     settings = _renamed(settings, args, "timesteps", spacing, keep=("num_steps",))
     sampler = {"eta": args.eta, "variance": args.variance}

@@ -235,7 +235,9 @@ def check_out(args: argparse.Namespace) -> None:
         )
 
 
-def write(out: Path, pictures: np.ndarray, labels: np.ndarray | None, columns) -> None:
+def write(
+    out: Path, pictures: np.ndarray, labels: np.ndarray | None, columns: int | None
+) -> None:
     """Writes a grid (.png), arrays (.npz), or a folder of PNGs."""
     if out.suffix.lower() == ".png":
         images.save_png(out, images.grid(pictures, columns))

@@ -25,7 +25,7 @@ def make_transform(
       clip: whether the predicted x_0 is clipped to [-1, 1].
       dynamic_percentile: of dynamic thresholding (see `denoisers.threshold`), in the
         place of plain clipping.
-      rederive: whether eps follows it (see `denoisers.clip`).
+      rederive: whether eps follows the bounded x_0 (see `denoisers.clip`).
       guidance_scale: of classifier-free guidance, 1 for none.
       guidance_rescale: how much of its contrast is taken back, 0 ... 1 (see
         `guidance.guide_rescaled`).

@@ -1,12 +1,12 @@
 """Guidance: denoisers that are pulled towards a condition, made of other denoisers.
 
-Every method moves a weak prediction beyond a strong one, or along a gradient:
+Every method moves a prediction away from a weaker one, or along a gradient:
 
     weak + scale (strong - weak)           classifier-free, autoguidance
     score + scale ∇ log p(y | x_t)         classifier guidance
 
-The scale counts as in most code: 0 is the weak prediction alone, 1 the strong one, more
-pushes further (the weight w of Ho & Salimans is scale - 1).
+In the first, the scale counts as in most code: 0 is the weak prediction alone, 1 the
+strong one, more pushes further (the weight w of Ho & Salimans is scale - 1).
 """
 
 from collections.abc import Callable
@@ -49,7 +49,8 @@ def guide_rescaled(
     """Classifier-free guidance without its added contrast (Lin et al. 2024, 3.4).
 
     The guided x_0 of each image is scaled towards the standard deviation of the
-    conditional one: too much of it is what overexposes, whatever the network predicts.
+    conditional one. Lin et al. scale what the network predicts, which may be another
+    thing than x_0.
 
     Args:
       denoiser: a denoiser trained with conditions dropped at random.

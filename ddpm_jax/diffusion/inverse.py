@@ -7,8 +7,8 @@ solutions are functions from denoisers to denoisers, so any sampler takes them:
     pseudoinverse_guide   score + ∇ log N(y; A x_0(x_t), ...)        (Song et al. 2023)
 
 The first costs nothing and holds exactly at the end, until pixels are clipped to their
-range; the second differentiates the
-network, and moves the free part too. `restore` is the first after the second.
+range; the second differentiates the network, and moves the free part too. `restore` is
+the first after the second.
 """
 
 from collections.abc import Callable

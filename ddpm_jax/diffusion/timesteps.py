@@ -67,7 +67,7 @@ def quadratic(schedule: Schedule, num_steps: int, fraction: float = 0.8) -> Time
 
 
 def log_snr_uniform(schedule: Schedule, num_steps: int) -> Timesteps:
-    """Evenly spaced in the log-SNR, from t = T to t = 1 (Lu et al. 2022).
+    """Evenly spaced in the log-SNR, from t = T to t = 1 (Lu et al. 2022a).
 
     Rounded to the nearest times; where several round to one, it is visited once, so
     there can be fewer network calls than `num_steps`.
@@ -91,8 +91,8 @@ def karras(
     """Evenly spaced in the ρ-th root of the noise level (Karras et al. 2022, Eq. 5).
 
     The noise level sigma / alpha goes from `sigma_max` to `sigma_min`, as far as the
-    schedule goes; rounded as in `log_snr_uniform`. Where it begins below T, hardly any
-    signal is left.
+    schedule goes; rounded as in `log_snr_uniform`. A walk from noise needs a
+    `sigma_max` at which hardly any signal is left, as at 80.
 
     Args:
       schedule: the noise schedule, of T noising steps.
@@ -138,7 +138,7 @@ def resampled(timesteps: Timesteps, jump_length: int, repeats: int) -> Timesteps
     Args:
       timesteps: decreasing times, ending in 0.
       jump_length: steps between jumps, and of a jump.
-      repeats: how often each stretch is gone down, 1 for no jumps.
+      repeats: how often each stretch but the noisiest is gone down, 1 for no jumps.
     """
     if jump_length < 1 or repeats < 1:
         raise ValueError("jump_length and repeats must be at least 1")

@@ -4,16 +4,17 @@
 |---|---|---|---|
 | `ddpm` | the ancestral chain | 1 | Ho et al. 2020 |
 | `ddim` | the ODE (η = 0), the chain (η = 1) | 1 | Song et al. 2021a |
-| `dpmpp_2m`, `dpmpp_3m` | the ODE (η = 0), the SDE (η = 1) | 2, 3 | Lu et al. 2022 |
+| `dpmpp_2m`, `dpmpp_3m` | the ODE (η = 0), the SDE (η = 1) | 2, 3 | Lu et al. 2022b |
 | `unipc` | the ODE | 3 | Zhao et al. 2023 |
 | `plms` | the ODE | 2 | Liu et al. 2022 |
 | `heun` | the ODE, with churn the SDE | 2 | Karras et al. 2022 |
 | `probability_flow` | the ODE, by Euler's method | 1 | Song et al. 2021b |
 | `reverse_sde` | the SDE, by Euler-Maruyama | 1 | Song et al. 2021b |
 
-A step is one network call, of `heun` two. DPM-Solver++(1) is `ddim`, and its SDE `ddim`
-with η = 1. A new sampler is a function of the schedule that returns a `Sampler`, and
-what it remembers of earlier steps is in its state.
+The order is that of the ODE. A step is one network call, of `heun` two.
+DPM-Solver++(1) is `ddim`, and its SDE `ddim` with η = 1. A new sampler is a function of
+the schedule that returns a `Sampler`, and what it remembers of earlier steps is in its
+state.
 """
 
 from ddpm_jax.diffusion.samplers.ddim import ddim, ddpm

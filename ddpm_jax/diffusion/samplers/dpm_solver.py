@@ -1,9 +1,9 @@
 """DPM-Solver++, multistep: DDIM along an x_0 extrapolated from earlier predictions.
 
 In half the log-SNR as time, the exact solution over a step of length h is an average of
-the predicted x_0 under weights that grow like exp(λ) (Lu et al. 2022, Eq. 8). Holding
-x_0 still gives DDIM. With u = 0 ... 1 along the step, DPM-Solver++ takes a polynomial
-through the last predictions instead,
+the predicted x_0 under weights that grow like its exponential (Lu et al. 2022, Eq. 8).
+Holding x_0 still gives DDIM. With u = 0 ... 1 along the step, DPM-Solver++ takes a
+polynomial through the last predictions instead,
 
     x_0(u) = x_0 + c_1 u + c_2 u^2,
 
@@ -11,8 +11,8 @@ so that its step is DDIM's along D = x_0 + w_1 c_1 + w_2 c_2, where w_k is the a
 of u^k. The solution of the SDE (η = 1) is the ancestral step along a D whose weights
 grow twice as fast. Between steps of very different lengths that extrapolates badly.
 
-A missing past counts as infinitely far away: the first step is of first order, the
-second of second. So is the last of first order, to s = 0, where h is infinite.
+A missing past counts as infinitely far away: the first step is of first order and the
+second of second. The last, to s = 0, where h is infinite, is of first order too.
 """
 
 from collections.abc import Callable
@@ -43,7 +43,7 @@ def dpmpp_2m(schedule: Schedule, eta: float = 0.0) -> Sampler:
 
 
 def dpmpp_3m(schedule: Schedule, eta: float = 0.0) -> Sampler:
-    """DPM-Solver++(3M): a parabola through three predictions (Lu et al. 2022).
+    """DPM-Solver++(3M): a parabola through three predictions (code of Lu et al.).
 
     The authors' code weighs u^2 half as much as its average, which leaves second order;
     here it has its whole weight, and the order is 3.
@@ -84,10 +84,14 @@ def averages(length: Float[Array, ""]) -> tuple[Array, Array]:
     total = 1 / -jnp.expm1(-length)
     w_1 = total - 1 / length
     w_2 = total - 2 / length * w_1
-    is_short = length < 0.1  # where the terms cancel, and a series does
+    is_short = length < 0.02  # where the terms cancel, and a series does
     return (
         jnp.where(is_short, 1 / 2 + length / 12 - length**3 / 720, w_1),
-        jnp.where(is_short, 1 / 3 + length / 12 + length**2 / 360, w_2),
+        jnp.where(
+            is_short,
+            1 / 3 + length / 12 + length**2 / 360 - length**3 / 720,
+            w_2,
+        ),
     )
 
 

@@ -9,7 +9,8 @@ predictions, averaged over the step, for even steps; here they are computed for 
 times were visited. Where fewer are known, the polynomial is of lower degree, so that a
 step is always one call (Zhang & Chen 2023 call that improved PNDM), while the paper
 begins with three Runge-Kutta steps of four calls. In DDIM's step eps counts by noise
-level, not by time, so the order of convergence is 2, as the paper proves.
+level, not by time, so the order of convergence is 2, as the paper proves. The last
+step, to s = 0, returns the predicted x_0.
 """
 
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from jaxtyping import Array, Float, Num
 
 from ddpm_jax.diffusion.samplers.ddim import turn
 from ddpm_jax.diffusion.samplers.sampler import (
+    Past,
     Sampler,
     SamplerState,
     no_past,
@@ -41,12 +43,19 @@ def plms(schedule: Schedule, order: int = 4) -> Sampler:
 
     def step(denoiser, keys, state, t, s):
         prediction = denoiser(state.x, t)
-        known = remember(state.memory, prediction.eps, t)
+        past = state.memory
+        known = Past(
+            jnp.concatenate([prediction.eps[None], past.values]),
+            jnp.append(jnp.asarray(t), past.times),
+        )
         weights = adams_bashforth(known.times, t, s).astype(state.x.dtype)
         eps = sum(w * eps for w, eps in zip(weights, known.values, strict=True))
-        return SamplerState(turn(schedule, prediction, t, s, eps), known), prediction
+        x_s = turn(schedule, prediction, t, s, eps)
+        x_s = jnp.where(jnp.asarray(s) > 0, x_s, prediction.x_0)
+        past = remember(past, prediction.eps, t)
+        return SamplerState(x_s, past), prediction
 
-    return Sampler(lambda x_T: SamplerState(x_T, no_past(x_T, order)), step)
+    return Sampler(lambda x_T: SamplerState(x_T, no_past(x_T, order - 1)), step)
 
 
 def adams_bashforth(

@@ -42,8 +42,8 @@ class Past(NamedTuple):
     """What was predicted at earlier times, the latest first.
 
     Attributes:
-      values: predictions of x_0 or eps, [order - 1, batch, ...].
-      times: when, [order - 1]; 0, which no step begins at, where there is none yet.
+      values: predictions of x_0 or eps, [length, batch, ...].
+      times: when, [length]; 0, which no step begins at, where there is none yet.
     """
 
     values: Images

@@ -28,6 +28,12 @@ from ddpm_jax.training import parallel
 
 MOST_WATCHED = 2**30  # bytes of all the steps that are kept
 STRENGTH = 0.6
+# What each output may be, by suffix and in words.
+KINDS = {
+    "out": ((".png", ".npz", ""), "a .png, an .npz, or a folder"),
+    "gif": ((".gif",), "a .gif"),
+    "trajectory": ((".png",), "a .png"),
+}
 
 
 class Drawn(NamedTuple):
@@ -215,11 +221,9 @@ def check_out(args: argparse.Namespace) -> None:
     """
     given = {"out": args.out, "gif": args.gif, "trajectory": args.trajectory}
     paths = {name: Path(path) for name, path in given.items() if path is not None}
-    suffixes = {"out": (".png", ".npz", ""), "gif": (".gif",), "trajectory": (".png",)}
     for name, path in paths.items():
-        if path.suffix.lower() not in suffixes[name] or path == Path():
-            known = ", ".join(suffixes[name][:2]) + (", or a folder" * (name == "out"))
-            raise ConfigError(f"--{name} {path}: give a {known}")
+        if path.suffix.lower() not in KINDS[name][0] or path == Path():
+            raise ConfigError(f"--{name} {path}: give {KINDS[name][1]}")
         if path.suffix and path.is_dir():
             raise ConfigError(f"--{name} {path}: there is a folder of that name")
     if len({path.resolve() for path in paths.values()}) < len(paths):

@@ -208,7 +208,7 @@ def make_draw(run: Experiment, edit: Edit, watched: bool = False) -> Callable:
 
 
 def read(paths: Sequence[str], image_shape: Sequence[int], fit=True) -> np.ndarray:
-    """Reads pictures as uint8 [pictures, height, width, channels].
+    """Reads pictures as uint8 [pictures, height, width, channels], on white.
 
     Args:
       paths: the files.
@@ -221,7 +221,7 @@ def read(paths: Sequence[str], image_shape: Sequence[int], fit=True) -> np.ndarr
     (height, width, channels), pictures = image_shape, []
     for path in paths:
         try:
-            pixels = images.read(path, channels)
+            pixels = images.read(path, channels, background="white")
         except FileNotFoundError as error:
             raise ConfigError(f"there is no picture {path}") from error
         except (OSError, ValueError) as error:

@@ -263,7 +263,7 @@ def test_what_is_transparent_is_white(tmp_path):
     pixels = np.zeros((4, 4, 4), np.uint8)
     pixels[:2, :, 3] = 255  # black above, nothing below
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    read = images.read(tmp_path / "a.png", 1)
+    (read,) = edits.read([tmp_path / "a.png"], (4, 4, 1))
     assert (read[:2] == 0).all() and (read[2:] == 255).all()
 
 

@@ -54,13 +54,16 @@ def to_uint8(images) -> np.ndarray:
     return np.rint(127.5 * (images + 1)).astype(np.uint8)
 
 
-def read(path: str | os.PathLike, channels: int) -> np.ndarray:
+def read(
+    path: str | os.PathLike, channels: int, background: str | None = None
+) -> np.ndarray:
     """Reads a picture of any format that Pillow knows, an animation's first frame.
 
     Args:
-        path: the file; it is turned as its EXIF orientation says, and what is
-            transparent is white.
+        path: the file; it is turned as its EXIF orientation says.
         channels: 3 for RGB or 1 for grey.
+        background: the colour of what is transparent, such as "white", or None for
+            the colours behind it, as data sets are read.
 
     Returns:
         uint8 [height, width, channels].
@@ -75,10 +78,10 @@ def read(path: str | os.PathLike, channels: int) -> np.ndarray:
             if picture.mode.startswith(("I", "F")):
                 raise ValueError("it has more than 8 bits a channel: convert it")
             picture = ImageOps.exif_transpose(picture)
-            if picture.has_transparency_data:
+            if background and picture.has_transparency_data:
                 picture = picture.convert("RGBA")
-                white = Image.new("RGBA", picture.size, "white")
-                picture = Image.alpha_composite(white, picture)
+                behind = Image.new("RGBA", picture.size, background)
+                picture = Image.alpha_composite(behind, picture)
             picture = picture.convert(_MODES[channels])
     except Image.DecompressionBombError as error:
         raise ValueError(str(error)) from error

@@ -38,14 +38,14 @@ def test_what_is_known_is_returned_exactly(name):
 
 @pytest.mark.parametrize("name", ["ddpm", "dpmpp_3m", "unipc", "plms"])
 def test_nothing_known_and_no_jump_leave_the_sampler_as_it_is(name):
-    """Where all is painted, nothing leaks of images of nan."""
+    """Where all is painted, images of nan do not leak; two programs, one rounding."""
     inner = SAMPLERS[name](SCHEDULE)
     everywhere = jnp.ones((4, 4, 1), bool)
     nothing = jnp.full_like(KNOWN, jnp.nan)
     painted = editing.inpaint(inner, SCHEDULE, nothing, everywhere)
     plain, _ = run(inner)
     same, _ = run(editing.resample(painted, SCHEDULE))
-    np.testing.assert_array_equal(same, plain)
+    np.testing.assert_allclose(same, plain, atol=1e-5)
 
 
 def test_what_is_known_has_the_noise_of_its_time_and_not_the_steps_own():

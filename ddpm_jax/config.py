@@ -54,7 +54,7 @@ def load(spec: str, overrides: Iterable[str] = ()) -> dict[str, Any]:
         raise ConfigError(f"{path} {hint}")
     try:
         config = get_config(variant) if variant else get_config()
-    except Exception as error:  # as above
+    except Exception as error:  # whatever the file does
         raise ConfigError(f"{path}: {error}") from error
     return override(config, overrides)
 

@@ -68,11 +68,11 @@ def speed(data_dir, dtype, batch_size, steps=30):
     forward = jax.jit(make_train_step(built.loss_fn, built.tx, 0.9999))
     cost = forward.lower(state, batch, key).compile().cost_analysis()
     for _ in range(3):
-        state, metrics = step(state, batch, key)
+        state, metrics, _ = step(state, batch, key)
     jax.block_until_ready(metrics)
     start = time.perf_counter()
     for _ in range(steps):
-        state, metrics = step(state, batch, key)
+        state, metrics, _ = step(state, batch, key)
     jax.block_until_ready((state, metrics))
     seconds = (time.perf_counter() - start) / steps
     device = jax.devices()[0]
@@ -108,7 +108,7 @@ def train(data_dir, minutes, out, dtype, batch_size):
     losses, start, taken = [], time.perf_counter(), 0
     bar = tqdm(total=minutes, unit="min", disable=None)
     while (elapsed := (time.perf_counter() - start) / 60) < minutes:
-        state, metrics = step(state, batch_fn(taken), key)
+        state, metrics, _ = step(state, batch_fn(taken), key)
         taken += 1
         if taken % 100 == 0:
             losses.append(float(metrics["loss"]))  # of one batch: noisy

@@ -1,15 +1,25 @@
-"""What the mains share: processes, cached programs, and errors that people can read."""
+"""What the mains share: processes, cached programs, and errors that people can read.
+
+Exit codes, for what starts them: 0 done; 1 a mistake, said in one line; 2 wrong usage;
+75 a process or a device was lost, so start again; 130 and 143 stopped by Ctrl-C and by
+SIGTERM, with all that was done saved.
+"""
 
 import argparse
+import contextlib
+import json
 import os
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
 
 import jax
 
-from ddpm_jax import cache
+from ddpm_jax import cache, config
 from ddpm_jax.config import ConfigError
-from ddpm_jax.training import parallel
+from ddpm_jax.training import processes
+from ddpm_jax.version import VERSION
 
 
 def parser(description: str, **kwargs) -> argparse.ArgumentParser:
@@ -83,35 +93,110 @@ def _joined(argv):
     return joined
 
 
-def run(main: Callable[[argparse.Namespace], int | None], args) -> None:
-    """Runs a main and exits: 0 for success, 1 and one line for a user's mistake."""
+def run(main: Callable[[argparse.Namespace], int | None], args) -> NoReturn:
+    """Runs a main and exits with its code, or with that of what went wrong."""
     try:
         _join(args)
         _cache_programs()
+        agree({"command": _shared(sys.argv), "ddpm_jax": VERSION})
         code = main(args)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        code = 130
+        code = _failed("interrupted", 130)
     except (ConfigError, OSError) as error:
-        print(f"error: {_one_line(error)}", file=sys.stderr)
-        code = 1
+        code = _failed(f"error: {one_line(error)}", 1)
+    except jax.errors.JaxRuntimeError as error:
+        code = _failed(*_of_device(error))
+    except Exception:  # a defect: no process must wait for this one
+        if jax.process_count() == 1:
+            raise
+        code = _failed(traceback.format_exc(), 1)
     sys.exit(code)
+
+
+def agree(values: dict[str, Any]) -> None:
+    """Compares what all processes were given; all must ask.
+
+    Raises:
+      ConfigError: on every process, if one was given something else than process 0.
+    """
+    first, *others = map(json.loads, processes.gather(json.dumps(values)))
+    for index, other in enumerate(others, 1):
+        for key, (here, there) in config.differences(first, other).items():
+            raise ConfigError(
+                f"{key} is {here} on process 0 and {there} on process {index}: start "
+                "all processes with the same command and the same files"
+            )
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """What fails within on one process fails on all of them; all must come here.
+
+    Raises:
+      ConfigError: that of this process, or what the others say of theirs.
+    """
+    own = None
+    try:
+        yield
+    except (ConfigError, OSError) as error:
+        own = error
+    said = processes.gather("" if own is None else one_line(own))
+    if own is not None:
+        raise own
+    for index, text in enumerate(said):
+        if text:
+            raise ConfigError(f"process {index}: {text}")
+
+
+def one_line(error: Exception) -> str:
+    """Returns what an error says, without line breaks."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split())
 
 
 def _join(args) -> None:
     try:
-        parallel.initialize(args.coordinator, args.num_processes, args.process_id)
+        processes.initialize(args.coordinator, args.num_processes, args.process_id)
     except (ValueError, LookupError, RuntimeError) as error:
-        raise ConfigError(f"cannot join the processes: {error}") from error
+        raise ConfigError(f"cannot join the processes: {one_line(error)}") from error
+
+
+def _shared(argv: list[str]) -> list[str]:
+    """The arguments that are the same on all processes."""
+    own = [i for i, text in enumerate(argv) if text.startswith("--process_id")]
+    values = [i + 1 for i in own if argv[i] == "--process_id"]
+    return [text for i, text in enumerate(argv[1:], 1) if i not in {*own, *values}]
+
+
+def _failed(text: str, code: int) -> int:
+    """Says what went wrong; one of several processes ends here and now."""
+    print(text, file=sys.stderr)
+    if jax.process_count() > 1:
+        processes.abandon(code)
+    return code
+
+
+def _of_device(error: jax.errors.JaxRuntimeError) -> tuple[str, int]:
+    """What to say of an error of the device, and the code to exit with."""
+    if "RESOURCE_EXHAUSTED" in str(error):
+        return (
+            "error: the device has too little memory: choose a larger "
+            "train.num_microbatches, network.remat=True or a smaller data.batch_size "
+            f"(--plan tells what they take); {one_line(error)[:200]}",
+            1,
+        )
+    what = "a device failed"
+    if jax.process_count() > 1:
+        what = "another process or a device was lost"
+    return (
+        f"{traceback.format_exc()}error: {what}: the same command goes on from the "
+        "last checkpoint",
+        processes.TRY_AGAIN,
+    )
 
 
 def _cache_programs() -> None:
     """Keeps compiled programs between runs, unless the environment says where."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache.folder()))
-
-
-def _one_line(error: Exception) -> str:
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split())

@@ -40,6 +40,9 @@ class TrainOptions(NamedTuple):
       sample_every: steps between pictures of samples, 0 for none.
       num_samples: images in such a picture.
       keep: how many checkpoints to keep.
+      max_skipped: how many steps whose loss or gradient is not finite may change
+        nothing; 0 stops the run at the first.
+      timeout: seconds without a step after which something hangs, and the run ends.
     """
 
     num_steps: int
@@ -50,6 +53,8 @@ class TrainOptions(NamedTuple):
     sample_every: int = 5000
     num_samples: int = 64
     keep: int = 3
+    max_skipped: int = 0
+    timeout: float = 1800
 
 
 class Experiment(NamedTuple):
@@ -183,7 +188,11 @@ def train_options(config: dict[str, Any]) -> TrainOptions:
       ConfigError: for a key that does not exist, or a number that makes no sense.
     """
     options = call(config.get("train", {}), "train", TrainOptions)
-    least = dict.fromkeys(TrainOptions._fields, 1) | {"sample_every": 0, "ema_decay": 0}
+    least = dict.fromkeys(TrainOptions._fields, 1) | {
+        "sample_every": 0,
+        "ema_decay": 0,
+        "max_skipped": 0,
+    }
     for name, value in options._asdict().items():
         if value < least[name]:
             raise ConfigError(

@@ -30,6 +30,8 @@ MAY_CHANGE = (
     "train.sample_every",
     "train.num_samples",
     "train.keep",
+    "train.max_skipped",
+    "train.timeout",
 )
 
 # But not where checkpoints have scores, which would no longer compare.

@@ -10,24 +10,25 @@ import argparse
 import contextlib
 import functools
 import os
-import signal
-import threading
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from ddpm_jax import cli, config, datasets, models, runs
 from ddpm_jax import experiment as experiments
 from ddpm_jax.config import ConfigError
 from ddpm_jax.data import images, pipeline
 from ddpm_jax.scoring import progress
-from ddpm_jax.training import parallel
+from ddpm_jax.training import parallel, processes
 from ddpm_jax.training.checkpoints import Checkpoints
 from ddpm_jax.training.meter import Meter, NonFiniteError
 from ddpm_jax.training.state import make_train_step
-from ddpm_jax.training.writers import open_writer
+from ddpm_jax.training.stop import Stop
+from ddpm_jax.training.watchdog import Watchdog
+from ddpm_jax.training.writers import Writer
 
 
 def train(settings: dict[str, Any], workdir: str | os.PathLike) -> int:
@@ -35,7 +36,7 @@ def train(settings: dict[str, Any], workdir: str | os.PathLike) -> int:
 
     Args:
       settings: a config, as `config.load` gives it.
-      workdir: the folder of the run, made if it is not there.
+      workdir: the folder of the run, made if it is not there. Only process 0 uses it.
 
     Returns:
       0, or 128 plus the number of the signal that stopped it; what was done is saved.
@@ -44,60 +45,65 @@ def train(settings: dict[str, Any], workdir: str | os.PathLike) -> int:
       ConfigError: one line that says what to mend.
       OSError: if something cannot be written.
     """
-    settings = config.override(settings, ())
-    experiment = experiments.build(settings)
-    options = experiments.train_options(settings)
-    scoring = progress.options_of(settings)
+    cli.agree(settings)
+    with cli.together():
+        settings = config.override(settings, ())
+        experiment = experiments.build(settings)
+        options = experiments.train_options(settings)
+        scoring = progress.options_of(settings)
+        batch_fn = datasets.make_batches(settings, options.num_microbatches)
+        score_params = None
+        if scoring.every:
+            score_params = progress.make_scorer(settings, experiment, scoring)
     workdir = Path(workdir)
-    changes = runs.changes(workdir, settings)
-    batch_fn = datasets.make_batches(settings, options.num_microbatches)
-    source = settings.get("init_from")
-    begun_from = None
-    if source and not runs.has_checkpoint(workdir):
-        begun_from = models.begin_from(source, settings, experiment)
-    score_params = None
-    if scoring.every:
-        score_params = progress.make_scorer(settings, experiment, scoring)
-    workdir.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         enter = stack.enter_context
-        if jax.process_index() == 0:
-            enter(runs.lock(workdir))
-        checkpoints = Checkpoints(workdir / "checkpoints", options.keep)
-        enter(closing(checkpoints))
-        latest = checkpoints.latest_step()
-        first = latest or 0
+        with cli.together():
+            if jax.process_index() == 0:
+                checkpoints, state, notes = _open(workdir, experiment, settings, stack)
+            else:
+                checkpoints, state, notes = (
+                    processes.Elsewhere(),
+                    _zeros(experiment),
+                    [],
+                )
+        state = processes.of_first(state)
+        first = saved = int(state.step)
         if first >= options.num_steps:
             print(f"{workdir} is already at step {first}: nothing to do")
             return 0
-        init_key, train_key = jax.random.split(jax.random.key(settings.get("seed", 0)))
-        if latest is not None:
-            state = checkpoints.restore(experiment.abstract_state())
-        elif begun_from is not None:
-            state = experiment.begin(begun_from.params)
-            changes = [f"beginning from {source}", *begun_from.notes]
-        else:
-            state = jax.jit(experiment.init)(init_key)
         state = parallel.replicate(state)  # as steps return it: one program, not two
-        if jax.process_index() == 0:
-            runs.write_config(workdir, settings)
-        writer = enter(closing(open_writer(workdir, first, options.num_steps)))
+        processes.on_first(lambda: runs.write_config(workdir, settings))
+        writer = processes.on_first(lambda: Writer(workdir, first, options.num_steps))
+        enter(closing(writer))
         begun = f"going on from step {first}" if first else "training"
-        writer.line("; ".join([f"{begun} in {workdir}", *changes]))
+        writer.line("; ".join([f"{begun} in {workdir}{_devices()}", *notes]))
 
         def log(step, averages):
             rate = float(experiment.learning_rate(step - 1))
             writer.metrics(step, {**averages, "learning_rate": rate})
 
+        def skip(step, why, skipped):
+            left = f"{skipped} of at most {options.max_skipped}"
+            writer.line(f"step {step} changed nothing: {why} ({left} such steps)")
+
+        train_key = _keys(settings)[1]
         train_step = _train_step(experiment, options)
         save_picture = _save_picture(experiment, options, workdir, writer)
         score = _score(score_params, scoring.metric, writer)
-        meter = Meter(options.log_every, log, settings["data"]["batch_size"])
+        meter = Meter(
+            options.log_every,
+            log,
+            settings["data"]["batch_size"],
+            max_skipped=options.max_skipped,
+            skip=skip,
+        )
+        watchdog = enter(Watchdog(options.timeout))
         stop = enter(Stop())
         batches = enter(closing(pipeline.prefetch(batch_fn, first, options.num_steps)))
         for step, batch in enumerate(batches, first + 1):
-            state, metrics = train_step(state, batch, train_key)
-            last = step == options.num_steps or stop.signal
+            state, metrics, votes = train_step(state, batch, train_key, stop.asked)
+            last = stop.decided(votes) or step == options.num_steps
             save = last or step % options.save_every == 0
             draw = options.sample_every and step % options.sample_every == 0
             judge = scoring.every and step % scoring.every == 0
@@ -106,24 +112,69 @@ def train(settings: dict[str, Any], workdir: str | os.PathLike) -> int:
                 if save or draw or judge:
                     meter.pause()
             except NonFiniteError as error:
+                good = f"the last is of step {saved}" if saved else "there is none yet"
                 raise ConfigError(
-                    f"{error}; of checkpoints, {checkpoints.listed()}: run again with "
-                    "a smaller optimizer.learning_rate or clip_norm"
+                    f"{error}; of checkpoints, {good}: run again with a smaller "
+                    "optimizer.learning_rate or clip_norm, or let train.max_skipped "
+                    "such steps change nothing"
                 ) from error
+            watchdog.note(f"step {step}")
             writer.advance()
-            scores = score(step, state) if judge else None
+            with watchdog.resting():
+                scores = score(step, state) if judge else None
+                if draw:
+                    save_picture(step, state)
             if save or scores:
                 checkpoints.save(state, scores)
-            if draw:
-                save_picture(step, state)
+                saved = step
             if last:
                 meter.write_rest(step)
                 break
-        if stop.signal:
+        checkpoints.wait()
+        if step < options.num_steps:
             writer.line(f"stopped at step {step}; the same command goes on from it")
-            return 128 + stop.signal
+            return stop.exit_code
         writer.line(f"done: step {step} of {workdir}")
         return 0
+
+
+def _open(workdir, experiment, settings, stack):
+    """Locks the folder, and finds the state to begin or to go on with, on the host."""
+    notes = runs.changes(workdir, settings)
+    source, begun = settings.get("init_from"), None
+    if source and not runs.has_checkpoint(workdir):
+        begun = models.begin_from(source, settings, experiment)
+    workdir.mkdir(parents=True, exist_ok=True)
+    stack.enter_context(runs.lock(workdir))
+    keep = experiments.train_options(settings).keep
+    checkpoints = Checkpoints(workdir / "checkpoints", keep)
+    stack.enter_context(closing(checkpoints))
+    state, damaged = checkpoints.restore_latest(experiment.abstract_state())
+    if state is None and begun is not None:
+        state = experiment.begin(begun.params)
+        notes = [f"beginning from {source}", *begun.notes]
+    elif state is None:
+        state = jax.jit(experiment.init)(_keys(settings)[0])
+    return checkpoints, jax.device_get(state), [*damaged, *notes]
+
+
+def _keys(settings):
+    """Those of the first parameters and of training."""
+    return jax.random.split(jax.random.key(settings.get("seed", 0)))
+
+
+def _zeros(experiment):
+    """A state to receive another in."""
+    return jax.tree.map(
+        lambda x: np.zeros(x.shape, x.dtype), experiment.abstract_state()
+    )
+
+
+def _devices():
+    """How many take part, where that is more than one process."""
+    if jax.process_count() == 1:
+        return ""
+    return f" on {jax.device_count()} devices of {jax.process_count()} processes"
 
 
 def _train_step(experiment, options):
@@ -135,6 +186,7 @@ def _train_step(experiment, options):
             options.ema_decay,
             options.num_microbatches,
             parallel.AXIS,
+            skip_nonfinite=options.max_skipped > 0,
         )
     )
 
@@ -148,8 +200,8 @@ def _save_picture(experiment, options, workdir, writer):
     def save_picture(step, state):
         drawn = sample_fn(jax.device_get(state.ema_params), keys, labels)
         picture = images.grid(images.to_uint8(drawn))
-        if jax.process_index() == 0:
-            images.save_png(workdir / "samples" / f"step_{step:08}.png", picture)
+        path = workdir / "samples" / f"step_{step:08}.png"
+        processes.on_first(lambda: images.save_png(path, picture))
         writer.picture(step, "samples", picture)
 
     return save_picture
@@ -172,33 +224,10 @@ def _score(score_params, metric, writer):
     return score
 
 
-class Stop(contextlib.AbstractContextManager):
-    """Notes SIGTERM and Ctrl-C, so that a step and its checkpoint can be finished.
-
-    Attributes:
-      signal: the number of the signal, or None; a second Ctrl-C interrupts at once.
-    """
-
-    def __init__(self):
-        self.signal = None
-        self._before = {}
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._note)
-
-    def _note(self, number, frame):
-        self.signal = number
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        print("stopping after this step; Ctrl-C again to stop at once", flush=True)
-
-    def __exit__(self, *exception):
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-
 def main(args: argparse.Namespace) -> int:
     """Trains as the command line says."""
-    settings = config.load(args.config, args.overrides)
+    with cli.together():
+        settings = config.load(args.config, args.overrides)
     name = args.config.replace(".py:", "_").removesuffix(".py")
     return train(settings, args.workdir or Path("runs", Path(name).name))
 

@@ -51,12 +51,20 @@ def sections_of(config):
 experiment.build = once(experiment.build, sections_of)
 train._train_step = once(
     train._train_step,
-    lambda run, options: (id(run), options.ema_decay, options.num_microbatches),
+    lambda run, options: (
+        id(run),
+        options.ema_decay,
+        options.num_microbatches,
+        options.max_skipped > 0,
+    ),
 )
 
 # Of the files that take longest, by their CPU seconds: with two workers nobody waits at
 # the end for one of them.
-SLOWEST = "main evaluate models progress samplers unet parallel experiment classifier"
+SLOWEST = (
+    "processes main evaluate models progress samplers unet parallel experiment "
+    "classifier"
+)
 
 
 def pytest_collection_modifyitems(items):

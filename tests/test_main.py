@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -362,33 +361,3 @@ def test_the_programmatic_way(workdir):
     np.testing.assert_allclose(images, run.sample_fn(params, keys, labels), atol=1e-5)
     with pytest.raises(AttributeError):
         ddpm_jax.nothing  # noqa: B018
-
-
-def test_two_processes_train_as_one(workdir, tmp_path):
-    result = subprocess.run(
-        [
-            "launch/local.sh",
-            "2",
-            *command(
-                "train",
-                "--config",
-                "configs/digits.py",
-                "--workdir",
-                tmp_path / "r",
-                overrides=TINY,
-            )[2:],
-        ],
-        env={**environment(), "PORT": "23457", "PATH": _path()},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert result.returncode == 0, result.stderr
-    for alone, shared in zip(metrics(workdir), metrics(tmp_path / "r"), strict=True):
-        np.testing.assert_allclose(alone["loss"], shared["loss"], rtol=1e-4)
-    assert int(final_state(tmp_path / "r").step) == 6
-    assert (tmp_path / "r" / "samples" / "step_00000006.png").exists()
-
-
-def _path():
-    return f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

@@ -59,7 +59,7 @@ def test_gradients_and_losses_do_not_depend_on_devices(params):
     alone, shared = init_state(params, tx), init_state(params, tx)
     for step in range(2):
         alone, metrics = one(alone, batch(), KEY)
-        shared, shared_metrics = many(shared, batch(), KEY)
+        shared, shared_metrics, _ = many(shared, batch(), KEY)
         for name in metrics:
             np.testing.assert_allclose(
                 metrics[name], shared_metrics[name], rtol=1e-4, err_msg=f"{name} {step}"
@@ -75,9 +75,9 @@ def test_the_state_is_donated_and_comes_out_whole(params):
     step = parallel.parallel_step(
         make_train_step(loss_fn, tx, 0.9, axis_name=parallel.AXIS)
     )
-    first, _ = step(init_state(params, tx), batch(), KEY)
+    first, _, _ = step(init_state(params, tx), batch(), KEY)
     assert jax.tree.map(jnp.shape, first.params) == jax.tree.map(jnp.shape, params)
-    second, metrics = step(first, batch(), KEY)
+    second, metrics, _ = step(first, batch(), KEY)
     assert jax.tree.leaves(first.params)[0].is_deleted()
     assert metrics["loss"].shape == () and int(second.step) == 2
 
@@ -121,9 +121,3 @@ def test_batches_that_cannot_be_shared():
         parallel.check_batch_size(12)
     with pytest.raises(ValueError, match="2 microbatches: choose a multiple of 16"):
         parallel.check_batch_size(24, num_microbatches=2)
-
-
-def test_process_arguments_belong_together():
-    parallel.initialize(None, None, None)
-    with pytest.raises(ValueError, match="belong together"):
-        parallel.initialize("localhost:1234", None, 0)

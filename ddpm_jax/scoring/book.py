@@ -11,7 +11,7 @@ from ddpm_jax.files import locked
 from ddpm_jax.scoring import report
 from ddpm_jax.scoring.report import Score
 from ddpm_jax.scoring.store import Store
-from ddpm_jax.training import parallel
+from ddpm_jax.training import processes
 from ddpm_jax.version import VERSION
 
 
@@ -51,7 +51,7 @@ class Book:
             if score.subject == subject and wanted.items() <= score.protocol.items()
         }
         known = [found[name] for name in names if name in found]
-        return known if parallel.all_agree(len(known) == len([*names])) else None
+        return known if processes.all_agree(len(known) == len([*names])) else None
 
     def add(self, scores: Iterable[Score]) -> None:
         """Writes scores beside the others."""

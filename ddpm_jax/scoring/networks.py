@@ -19,7 +19,7 @@ from ddpm_jax.files import whole
 from ddpm_jax.naming import unknown
 from ddpm_jax.scoring import references
 from ddpm_jax.scoring.store import key_of
-from ddpm_jax.training import parallel
+from ddpm_jax.training import processes
 
 MOST_IMAGES = 50_000  # that the classifier is trained on, evenly spread
 NAMES = ("inception", "classifier", "pixels", "FILE.py")
@@ -54,7 +54,7 @@ def open_extractor(
     if name == "pixels":
         return extractors.pixels()
     if name == "classifier":
-        return extractors.classifier(parallel.of_first(_trained(config)))
+        return extractors.classifier(processes.of_first(_trained(config)))
     if not name.endswith(".py"):
         raise ConfigError(f"--features {name}: {unknown('network', name, NAMES)}")
     return _from_file(name, config)

@@ -14,7 +14,7 @@ from ddpm_jax.evaluation.statistics import Statistics
 from ddpm_jax.scoring import subjects
 from ddpm_jax.scoring.store import key_of
 from ddpm_jax.scoring.subjects import Subject
-from ddpm_jax.training import parallel
+from ddpm_jax.training import processes
 
 NUM_KEPT = 50_000  # features kept of a reference, for KID, precision and recall
 
@@ -74,7 +74,7 @@ def statistics_of(
     num_kept = min(num_kept, subject.num)
     key = key_of({**protocol, "num_kept": num_kept})
     path = cache.folder() / "references" / f"{key}.npz"
-    if parallel.all_agree(path.is_file()):
+    if processes.all_agree(path.is_file()):
         return statistics.load(path)
     try:
         made = subjects.measure(subject, extractor, batch_size, num_kept)

@@ -1,12 +1,15 @@
 """Checkpoints: asynchronous, atomic, as host arrays, so any devices can read them.
 
 Each holds the averaged parameters apart from the rest, so that sampling reads only
-what it needs. The data's position is the step itself.
+what it needs, and a checksum of both: what is read is what was saved. The data's
+position is the step itself.
 """
 
 import os
 import shutil
+import zlib
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -20,8 +23,12 @@ from ddpm_jax.training.state import TrainState
 logging.set_verbosity(logging.ERROR)
 
 
+class DamagedError(OSError):
+    """A checkpoint cannot be read, or is not what was saved."""
+
+
 class Checkpoints:
-    """The checkpoints of a run, in one folder.
+    """The checkpoints of a run, in one folder, read and written by this process alone.
 
     Attributes:
       folder: where they are.
@@ -38,6 +45,9 @@ class Checkpoints:
           read_only: whether to leave the folder, and a save under way in it, alone.
         """
         self.folder = os.path.abspath(folder)
+        if not read_only:
+            os.makedirs(self.folder, exist_ok=True)
+        me = jax.process_index()
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
@@ -46,6 +56,13 @@ class Checkpoints:
                 cleanup_tmp_directories=not read_only,
                 read_only=read_only,
                 step_format_fixed_length=8,
+                # Orbax would wait for all processes to save and read together.
+                multiprocessing_options=ocp.options.MultiprocessingOptions(
+                    primary_host=me,
+                    active_processes={me},
+                    barrier_sync_key_prefix=f"process_{me}",
+                ),
+                create=False,  # what the option above asks for
             ),
         )
 
@@ -98,11 +115,44 @@ class Checkpoints:
             return
         host = jax.device_get(state)
         self._check_space(sum(x.nbytes for x in jax.tree.leaves(host)))
-        items = ocp.args.Composite(
-            state=ocp.args.StandardSave(_without_ema(host)),
-            ema=ocp.args.StandardSave(host.ema_params),
+        items = {"state": _without_ema(host), "ema": host.ema_params}
+        args = {name: ocp.args.StandardSave(item) for name, item in items.items()}
+        sums = {name: _checksum(item) for name, item in items.items()}
+        self._writing(
+            lambda: self._manager.save(
+                step,
+                args=ocp.args.Composite(**args, sums=ocp.args.JsonSave(sums)),
+                metrics=scores,
+            )
         )
-        self._writing(lambda: self._manager.save(step, args=items, metrics=scores))
+
+    def restore_latest(self, like: TrainState) -> tuple[TrainState | None, list[str]]:
+        """Returns the latest state that is whole, and what to say of later ones.
+
+        Later ones are damaged, and put into the folder "damaged" beside this one.
+
+        Args:
+          like: as for `restore`.
+
+        Returns:
+          (state, notes), (None, []) where there is no checkpoint yet.
+
+        Raises:
+          OSError: if there are checkpoints, and none of them can be read.
+        """
+        damaged = {}
+        for step in reversed(self.steps()):
+            try:
+                state = self.restore(like, step)
+            except DamagedError as error:
+                damaged[step] = str(error)
+                continue
+            return state, [self._put_aside(*item) for item in damaged.items()]
+        if damaged:
+            raise OSError(
+                f"there is no checkpoint to go on from: {damaged.popitem()[1]}"
+            )
+        return None, []
 
     def restore(self, like: TrainState, step: int | str | None = None) -> TrainState:
         """Returns a checkpoint's state as host arrays.
@@ -113,7 +163,8 @@ class Checkpoints:
 
         Raises:
           FileNotFoundError: if there is no such checkpoint.
-          OSError: if it cannot be read, or holds another model.
+          DamagedError: if it cannot be read, or is not what was saved.
+          OSError: if it holds another model.
         """
         restored = self._read(step, state=_without_ema(like), ema=like.ema_params)
         return TrainState(**{**restored.state, "ema_params": restored.ema})
@@ -124,13 +175,17 @@ class Checkpoints:
             return self.restore(like, step).params
         return self._read(step, ema=like.ema_params).ema
 
-    def close(self) -> None:
+    def wait(self) -> None:
         """Waits for the save under way.
 
         Raises:
           OSError: if it cannot be written.
         """
         self._writing(self._manager.wait_until_finished)
+
+    def close(self) -> None:
+        """Waits as `wait`, and frees what the manager holds."""
+        self.wait()
         self._manager.close()
 
     def _check_space(self, needed: int) -> None:
@@ -154,18 +209,33 @@ class Checkpoints:
         step = self.find(step)
         zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), items)
         args = {name: ocp.args.StandardRestore(item) for name, item in zeros.items()}
+        args["sums"] = ocp.args.JsonRestore()
         try:
             restored = self._manager.restore(step, args=ocp.args.Composite(**args))
-        except MemoryError:  # says nothing of the file
+            sums = {name: restored.sums[name] for name in items}
+        except (MemoryError, PermissionError):  # say nothing of the files
             raise
         except Exception as error:  # whatever a damaged file makes Orbax raise
-            raise OSError(
-                f"cannot read the checkpoint of step {step} in {self.folder} "
-                f"({_cause(error)}): move that folder away to go on from the one before"
-            ) from error
+            raise self._damaged(step, _cause(error)) from error
         for name, item in zeros.items():
             _check_shapes(item, restored[name], f"step {step} in {self.folder}")
+            if _checksum(restored[name]) != sums[name]:
+                raise self._damaged(step, "its bytes are not those that were saved")
         return restored
+
+    def _damaged(self, step: int, why: str) -> DamagedError:
+        return DamagedError(
+            f"the checkpoint of step {step} in {self.folder} is damaged ({why}); "
+            f"{self.listed()}"
+        )
+
+    def _put_aside(self, step: int, why: str) -> str:
+        aside = Path(self.folder).with_name("damaged") / f"{step:08}"
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.parent.mkdir(exist_ok=True)
+        (Path(self.folder) / aside.name).rename(aside)
+        self._manager.reload()
+        return f"{why}: it was moved to {aside}"
 
     def listed(self) -> str:
         """Returns which checkpoints there are, in words."""
@@ -188,6 +258,15 @@ def _preserved(keep: int):
 
 def _without_ema(state: TrainState) -> dict:
     return state._replace(ema_params=None)._asdict()
+
+
+def _checksum(tree) -> int:
+    """CRC-32 of all arrays, one after the other."""
+    total = 0
+    for leaf in jax.tree.leaves(tree):
+        array = np.ascontiguousarray(leaf)
+        total = zlib.crc32(array.reshape(-1).view(np.uint8), total)
+    return total
 
 
 def _check_shapes(wanted, found, where: str) -> None:

@@ -20,7 +20,13 @@ class Meter:
     """
 
     def __init__(
-        self, every: int, write: Callable, batch_size: int, in_flight: int = 3
+        self,
+        every: int,
+        write: Callable,
+        batch_size: int,
+        in_flight: int = 3,
+        max_skipped: int = 0,
+        skip: Callable = lambda step, why, skipped: None,
     ):
         """Makes a meter.
 
@@ -30,11 +36,17 @@ class Meter:
           batch_size: images in a step, for "images_per_sec", which leaves out the
             first step, that compiles.
           in_flight: how many steps may be under way.
+          max_skipped: how many steps may have metrics that are not finite; the step
+            itself must then have left its state as it was.
+          skip: called as skip(step, why, number so far) for each of them.
         """
         self._every = every
         self._write = write
         self._batch_size = batch_size
         self._in_flight = in_flight
+        self._max_skipped = max_skipped
+        self._skip = skip
+        self._skipped = 0
         self._pending = deque()
         self._last = None
         self._restart()
@@ -43,7 +55,8 @@ class Meter:
         """Takes the metrics of a step just dispatched.
 
         Raises:
-          NonFiniteError: if an older step's metrics are not finite.
+          NonFiniteError: if an older step's metrics are not finite, and no more such
+            steps may be skipped.
         """
         self._pending.append((step, metrics))
         while len(self._pending) > self._in_flight:
@@ -71,11 +84,14 @@ class Meter:
 
     def _take(self):
         step, metrics = self._pending.popleft()
-        for name, value in jax.device_get(metrics).items():
-            if not math.isfinite(value):
-                raise NonFiniteError(f"{name} is {value} at step {step}")
-            self._sums[name] += float(value)
-        self._count += 1
+        values = jax.device_get(metrics)
+        bad = [f"{k} is {v}" for k, v in values.items() if not math.isfinite(v)]
+        if bad:
+            self._refuse(step, bad[0])
+        else:
+            self._count += 1
+            for name, value in values.items():
+                self._sums[name] += float(value)
         now = time.perf_counter()
         if self._last is not None:  # the first step compiles
             self._seconds += now - self._last
@@ -84,8 +100,17 @@ class Meter:
         if step % self._every == 0:
             self._emit(step)
 
+    def _refuse(self, step, why):
+        if self._skipped == self._max_skipped:
+            after = f", after {self._skipped} skipped" if self._skipped else ""
+            raise NonFiniteError(f"{why} at step {step}{after}")
+        self._skipped += 1
+        self._skip(step, why, self._skipped)
+
     def _emit(self, step):
         averages = {name: total / self._count for name, total in self._sums.items()}
+        if self._skipped:
+            averages["skipped"] = self._skipped
         if self._timed:
             averages["images_per_sec"] = self._timed * self._batch_size / self._seconds
         self._write(step, averages)

@@ -26,19 +26,25 @@ def parallel_step(train_step: Callable) -> Callable:
       train_step: (state, batch, key) -> (state, metrics), made with `axis_name=AXIS`.
 
     Returns:
-      The same function for a batch that holds this process's examples, [local batch,
-      ...]; the state is donated.
+      step(state, batch, key, vote=False) -> (state, metrics, votes), where the batch
+      holds this process's examples, [local batch, ...], and the state is donated. The
+      votes are the share of processes that gave True, the same number on all of them.
     """
+
+    def train_and_vote(state, batch, key, vote):
+        return *train_step(state, batch, key), jax.lax.pmean(vote, AXIS)
+
     mapped = jax.pmap(
-        train_step,
+        train_and_vote,
         axis_name=AXIS,
-        in_axes=(None, 0, None),
-        out_axes=(None, None),
+        in_axes=(None, 0, None, 0),
+        out_axes=(None, None, None),
         donate_argnums=0,
     )
 
-    def step(state, batch, key):
-        return mapped(state, jax.tree.map(_cut, batch), key)
+    def step(state, batch, key, vote=False):
+        votes = np.full(jax.local_device_count(), vote, np.float32)
+        return mapped(state, jax.tree.map(_cut, batch), key, votes)
 
     return step
 
@@ -141,20 +147,6 @@ def parallel_map(
     return run
 
 
-def all_agree(flag: bool) -> bool:
-    """Returns whether it is so on every process; all must ask."""
-    if jax.process_count() == 1:
-        return flag
-    return bool(np.all(process_allgather(np.array(flag))))
-
-
-def of_first(tree):
-    """Returns the NumPy tree of process 0 on every process; all must ask."""
-    if jax.process_count() == 1:
-        return tree
-    return jax.tree.map(lambda x: x[0], process_allgather(tree))
-
-
 def check_batch_size(batch_size: int, num_microbatches: int = 1) -> None:
     """Refuses a global batch that the devices cannot share equally.
 
@@ -170,29 +162,6 @@ def check_batch_size(batch_size: int, num_microbatches: int = 1) -> None:
             f"batch_size {batch_size} cannot be shared by {devices} devices{parts}: "
             f"choose a multiple of {devices * num_microbatches}"
         )
-
-
-def initialize(
-    coordinator: str | None, num_processes: int | None, process_id: int | None
-) -> None:
-    """Joins this process to the others, where a coordinator is given.
-
-    Args:
-      coordinator: "HOST:PORT" of process 0, or None for a single process.
-      num_processes: how many there are.
-      process_id: which one this is.
-
-    Raises:
-      ValueError: if only some of the three are given.
-    """
-    given = [value is not None for value in (coordinator, num_processes, process_id)]
-    if not any(given):
-        return
-    if not all(given):
-        raise ValueError(
-            "--coordinator, --num_processes and --process_id belong together"
-        )
-    jax.distributed.initialize(coordinator, num_processes, process_id)
 
 
 def _local_mesh():

@@ -41,6 +41,7 @@ def make_train_step(
     ema_decay: float,
     num_microbatches: int = 1,
     axis_name: str | None = None,
+    skip_nonfinite: bool = False,
 ) -> Callable[[TrainState, dict, Array], tuple[TrainState, dict]]:
     """Makes one step of training.
 
@@ -51,6 +52,8 @@ def make_train_step(
       num_microbatches: how many parts of the batch are gone through in turn, their
         gradients averaged, to save memory; it must divide the batch of a device.
       axis_name: the mapped axis over which gradients and metrics are averaged, if any.
+      skip_nonfinite: whether a step whose metrics are not all finite leaves everything
+        but the number of the step as it was.
 
     Returns:
       step(state, batch, key) -> (state, metrics), where the key is the run's (it is
@@ -68,9 +71,19 @@ def make_train_step(
         decay = jnp.where(state.step == 0, 0.0, ema_decay)
         ema_params = optax.incremental_update(params, state.ema_params, 1 - decay)
         metrics = {**metrics, "grad_norm": optax.tree.norm(grads)}
-        return TrainState(state.step + 1, params, ema_params, opt_state), metrics
+        new = TrainState(state.step + 1, params, ema_params, opt_state)
+        if skip_nonfinite:
+            new = _if_finite(metrics, new, state)
+        return new, metrics
 
     return train_step
+
+
+def _if_finite(metrics: dict, new: TrainState, old: TrainState) -> TrainState:
+    """The new state, or the old one with the new step."""
+    finite = jnp.isfinite(jnp.stack([*metrics.values()])).all()
+    kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+    return kept._replace(step=new.step)
 
 
 def _in_parts(grad_fn: Callable, num_parts: int) -> Callable:

@@ -5,19 +5,11 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-import jax
 import numpy as np
 import tensorboardX
 from tqdm import tqdm
 
 from ddpm_jax.files import whole
-
-
-def open_writer(workdir: str | os.PathLike, first_step: int, num_steps: int):
-    """Returns the writer of process 0, and one that records nothing elsewhere."""
-    if jax.process_index() == 0:
-        return Writer(workdir, first_step, num_steps)
-    return _Silent()
 
 
 class Writer:
@@ -70,11 +62,6 @@ class Writer:
         """Finishes the records."""
         self._bar.close()
         self._board.close()
-
-
-class _Silent:
-    def __getattr__(self, name):
-        return lambda *args: None
 
 
 def _forget_after(path: Path, step: int) -> None:

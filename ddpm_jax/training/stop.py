@@ -1,0 +1,56 @@
+"""Stopping before the end: signals, heard by all processes at the same step."""
+
+import contextlib
+import signal
+import threading
+from collections import deque
+
+import jax
+
+# Votes are read when so many younger steps are under way, so that nobody waits.
+_LAG = 3
+
+
+class Stop(contextlib.AbstractContextManager):
+    """Notes SIGTERM and Ctrl-C, so that a step and its checkpoint can be finished.
+
+    A signal may reach one process only: each step carries the vote of every process,
+    and all read the same result at the same step.
+
+    Attributes:
+      signal: the number of the signal, or None; a second Ctrl-C interrupts at once.
+    """
+
+    def __init__(self):
+        self.signal = None
+        self._before = {}
+        self._votes = deque()
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._note)
+
+    @property
+    def asked(self) -> bool:
+        """Whether this process was asked to stop; its vote."""
+        return self.signal is not None
+
+    def decided(self, votes: jax.Array) -> bool:
+        """Takes the votes of the step just dispatched; returns whether to stop now."""
+        if jax.process_count() == 1:
+            return self.asked
+        self._votes.append(votes)
+        return len(self._votes) > _LAG and float(self._votes.popleft()) > 0
+
+    @property
+    def exit_code(self) -> int:
+        """128 plus the signal's number; SIGTERM's where another process had it."""
+        return 128 + (self.signal or signal.SIGTERM)
+
+    def _note(self, number, frame):
+        self.signal = number
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        print("stopping after this step; Ctrl-C again to stop at once", flush=True)
+
+    def __exit__(self, *exception):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,105 @@
+"""Mains as processes of their own, alone or joined over loopback."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+
+# One level: what is tested with processes does not depend on the network.
+SMALL = (
+    "network.channels=8",
+    "network.channel_mults=[1]",
+    "network.num_groups=4",
+    "data.batch_size=8",
+    "timesteps.num_steps=3",
+    "train.num_steps=6",
+    "train.log_every=1",
+    "train.save_every=2",
+    "train.sample_every=0",
+    "train.num_samples=4",
+)
+
+
+def environment(devices=1):
+    """Other devices than the eight of this process."""
+    flags = re.sub(r"--xla_force_host\S+", "", os.environ["XLA_FLAGS"])
+    flags += f" --xla_force_host_platform_device_count={devices}"
+    return {**os.environ, "XLA_FLAGS": flags, "PYTHONUNBUFFERED": "1"}
+
+
+def training(workdir, *changes, config="configs/digits.py"):
+    """The arguments that train the small model."""
+    overrides = [f"--config.{change}" for change in (*SMALL, *changes)]
+    return ["train", "--config", config, "--workdir", str(workdir), *overrides]
+
+
+class Job:
+    """Some processes that run one main; all are ended with the `with` block.
+
+    Attributes:
+      processes: the processes, of which `errors` holds the standard error.
+    """
+
+    def __init__(self, folder, each, devices=1, places=None):
+        """Starts a process for each list of arguments, in the folders given."""
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        self._files = []
+        self.processes = []
+        for index, (main, *args) in enumerate(each):
+            if len(each) > 1:
+                args += ["--coordinator", f"localhost:{port}"]
+                args += ["--num_processes", str(len(each)), "--process_id", str(index)]
+            out = (folder / f"out_{index}").open("w+")
+            error = (folder / f"error_{index}").open("w+")
+            self._files += [out, error]
+            process = subprocess.Popen(
+                [sys.executable, "-m", f"ddpm_jax.{main}", *map(str, args)],
+                env={**environment(devices), "PYTHONPATH": os.getcwd()},
+                cwd=places[index] if places else None,
+                stdout=out,
+                stderr=error,
+            )
+            process.out, process.error = (folder / f"{n}_{index}" for n in _STREAMS)
+            self.processes.append(process)
+
+    def wait(self, timeout=240):
+        """Returns the exit codes."""
+        deadline = time.monotonic() + timeout
+        return [p.wait(max(0, deadline - time.monotonic())) for p in self.processes]
+
+    def wait_for(self, path, timeout=120):
+        """Waits until a file is there."""
+        deadline = time.monotonic() + timeout
+        while not path.exists():
+            assert time.monotonic() < deadline, self.said()
+            assert all(p.poll() is None for p in self.processes), self.said()
+            time.sleep(0.01)
+
+    def said(self):
+        """What all of them wrote."""
+        texts = [p.out.read_text() + p.error.read_text() for p in self.processes]
+        return "\n---\n".join(texts)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        for process in self.processes:
+            process.kill()
+            process.wait()
+        for file in self._files:
+            file.close()
+
+
+_STREAMS = ("out", "error")
+
+
+def run(folder, each, devices=1, **how):
+    """Runs a job to its end; all must succeed. Returns what they wrote."""
+    with Job(folder, each, devices, **how) as job:
+        assert job.wait() == [0] * len(each), job.said()
+        return job.said()

@@ -30,7 +30,14 @@ class _Folder:
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         *size, channels = self.image_shape
-        image = resize_and_crop(read(self.paths[index], channels), size)
+        path = self.paths[index]
+        try:
+            image = resize_and_crop(read(path, channels), size)
+        except (OSError, ValueError, SyntaxError) as error:  # as PIL's readers do
+            raise OSError(
+                f"cannot read {path} any more ({error}): put it back as it was; the "
+                "same command goes on then"
+            ) from error
         return image, self.labels[index]
 
 

@@ -11,6 +11,7 @@ import difflib
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from PIL import Image
 
 from ddpm_jax.data.images import height_width, resize_and_crop
 from ddpm_jax.data.source import Source
+from ddpm_jax.files import locked
 
 # Only a quick look whether the server answers: the download has its own patience.
 _SECONDS_TO_ANSWER = 5
@@ -27,6 +29,7 @@ _SECONDS_TO_ANSWER = 5
 class _Records:
     """The records of one split, decoded when they are asked for."""
 
+    name: str
     records: Any  # tfds' random-access source of dicts
     image_shape: tuple[int, int, int]
     num_classes: int
@@ -39,11 +42,23 @@ class _Records:
         return images[0], int(labels[0])
 
     def gather(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        records = self.records.__getitems__(indices.tolist())
+        records = self._read(indices.tolist())
         size = self.image_shape[:2]
         images = [resize_and_crop(record["image"], size) for record in records]
         labels = [record["label"] if self.num_classes else 0 for record in records]
         return np.stack(images), np.array(labels, np.int32)
+
+    def _read(self, indices):
+        try:
+            return self.records.__getitems__(indices)
+        except Exception as error:  # PIL and ArrayRecord raise anything on such bytes
+            if len(indices) > 1:
+                return [record for index in indices for record in self._read([index])]
+            raise OSError(
+                f"record {indices[0]} of {self.name} cannot be decoded ({error}): "
+                "prepare the data set again, or leave the record out, as in "
+                f"--config.data.split='train[:{indices[0]}]'"
+            ) from error
 
 
 def tfds(
@@ -77,8 +92,7 @@ def tfds(
         ValueError: if the name, split or image size is wrong, or it has no images.
     """
     builder = _builder(dataset, data_dir)
-    # The path is tried first because is_prepared() logs a warning of its absence.
-    if not (builder.data_path.exists() and builder.is_prepared()):
+    if not _is_prepared(builder):
         is_cifar = builder.name in ("cifar10", "cifar100")
         if not (is_cifar and download):
             raise FileNotFoundError(
@@ -86,7 +100,12 @@ def tfds(
                 + ("allow download=True, or " if is_cifar else "")
                 + _how_to_prepare(dataset, builder)
             )
-        builder = _prepare_cifar(builder)
+        folder = Path(builder.data_dir_root)
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder):  # another process may be at it
+            builder = _builder(dataset, data_dir)
+            if not _is_prepared(builder):
+                builder = _prepare_cifar(builder)
     records = _open_split(builder, dataset, split)
 
     from tensorflow_datasets import features
@@ -111,7 +130,12 @@ def tfds(
         )
     label = columns.get("label")
     num_classes = label.num_classes if isinstance(label, features.ClassLabel) else 0
-    return _Records(records, (*size, channels), num_classes or 0)
+    return _Records(f"{dataset} {split}", records, (*size, channels), num_classes or 0)
+
+
+def _is_prepared(builder) -> bool:
+    # The path is tried first because is_prepared() logs a warning of its absence.
+    return builder.data_path.exists() and builder.is_prepared()
 
 
 def _builder(name: str, data_dir: str | os.PathLike | None):

@@ -5,6 +5,7 @@ what it needs, and a checksum of both: what is read is what was saved. The data'
 position is the step itself.
 """
 
+import json
 import os
 import shutil
 import zlib
@@ -20,7 +21,8 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from ddpm_jax.training.state import TrainState
 
 # Orbax warns of what is meant here: a wait for the save before, arrays without devices.
-logging.set_verbosity(logging.ERROR)
+# Its errors are raised too, and said here in a line.
+logging.set_verbosity(logging.FATAL)
 
 
 class DamagedError(OSError):
@@ -47,6 +49,7 @@ class Checkpoints:
         self.folder = os.path.abspath(folder)
         if not read_only:
             os.makedirs(self.folder, exist_ok=True)
+            _drop_damaged_scores(self.folder)
         me = jax.process_index()
         self._manager = ocp.CheckpointManager(
             self.folder,
@@ -241,6 +244,15 @@ class Checkpoints:
         """Returns which checkpoints there are, in words."""
         steps = ", ".join(map(str, self.steps()))
         return f"there are those of steps {steps}" if steps else "there is none yet"
+
+
+def _drop_damaged_scores(folder: str) -> None:
+    """Orbax could not open the folder; a checkpoint without its scores is whole."""
+    for path in Path(folder).glob("*/metrics/metrics"):
+        try:
+            json.loads(path.read_text())["rank"]
+        except (ValueError, KeyError, TypeError):
+            path.unlink()
 
 
 def _rank(scores: dict[str, float]) -> float:

@@ -14,16 +14,19 @@ from ddpm_jax.files import whole
 from ddpm_jax.training.checkpoints import Checkpoints
 
 # What may change when a run goes on; anything else would make it another run. The
-# learning rate and clipping are there so that a run which diverged can be saved.
+# learning rate and clipping are there so that a run which diverged can be saved, and
+# what costs computation instead of memory so that one can go on where there is less.
 MAY_CHANGE = (
     "init_from",
     "data.data_dir",
     "denoiser.",
     "evaluation.",
+    "network.remat",
     "optimizer.clip_norm",
     "optimizer.learning_rate",
     "sampler.",
     "timesteps.",
+    "train.num_microbatches",
     "train.num_steps",
     "train.log_every",
     "train.save_every",

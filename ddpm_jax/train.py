@@ -3,7 +3,8 @@
   python -m ddpm_jax.train --config configs/digits.py
 
 The same command again goes on from the last checkpoint. Any value of the config can be
-changed on the command line, as in --config.optimizer.learning_rate=1e-4.
+changed on the command line, as in --config.optimizer.learning_rate=1e-4. What it will
+take is told, and nothing done, with --plan.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ddpm_jax import cli, config, datasets, models, runs
+from ddpm_jax import cli, config, datasets, models, plan, runs
 from ddpm_jax import experiment as experiments
 from ddpm_jax.config import ConfigError
 from ddpm_jax.data import images, pipeline
@@ -224,13 +225,35 @@ def _score(score_params, metric, writer):
     return score
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Adds the arguments of this main."""
+    parser.add_argument(
+        "--plan",
+        type=_number,
+        nargs="?",
+        const=0,
+        metavar="DEVICES",
+        help="only say what training takes on so many devices (default: those here)",
+    )
+    return parser
+
+
+def _number(text):
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError("must be a whole number from 1")
+    return int(text)
+
+
 def main(args: argparse.Namespace) -> int:
     """Trains as the command line says."""
     with cli.together():
         settings = config.load(args.config, args.overrides)
+    if args.plan is not None:
+        print(plan.describe(settings, args.plan or jax.device_count()))
+        return 0
     name = args.config.replace(".py:", "_").removesuffix(".py")
     return train(settings, args.workdir or Path("runs", Path(name).name))
 
 
 if __name__ == "__main__":
-    cli.run(main, cli.parse_config(cli.parser(__doc__)))
+    cli.run(main, cli.parse_config(add_arguments(cli.parser(__doc__))))

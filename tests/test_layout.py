@@ -26,6 +26,7 @@ RANKS = {
     "experiment": 3,
     "datasets": 3,
     "runs": 4,
+    "plan": 4,
     "scoring": 4,
     "cli": 4,
     "models": 5,

@@ -79,11 +79,9 @@ def here(capsys, monkeypatch):
     def run_here(main, *args):
         line = [str(arg) for arg in args]
         monkeypatch.setattr(sys, "argv", [main.__name__, *line])
-        parser = cli.parser(main.__doc__)
-        if main is training_main:
-            given = cli.parse_config(parser)
-        else:
-            given = cli.parse(main.add_arguments(parser))
+        parser = main.add_arguments(cli.parser(main.__doc__))
+        parse = cli.parse_config if main is training_main else cli.parse
+        given = parse(parser)
         capsys.readouterr()
         with pytest.raises(SystemExit) as exit:
             cli.run(main.main, given)

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from ddpm_jax import config, datasets, experiment
+from ddpm_jax import config, datasets, experiment, plan
 from ddpm_jax.data import images
 from ddpm_jax.training import parallel
 from ddpm_jax.training.state import make_train_step
@@ -65,8 +65,8 @@ def speed(data_dir, dtype, batch_size, steps=30):
     )
     state, key = jax.jit(built.init)(jax.random.key(0)), jax.random.key(1)
     batch = batches(made)(0)
-    forward = jax.jit(make_train_step(built.loss_fn, built.tx, 0.9999))
-    cost = forward.lower(state, batch, key).compile().cost_analysis()
+    options = experiment.train_options(made)
+    planned = plan.plan(built, options, batch_size, jax.device_count())
     for _ in range(3):
         state, metrics, _ = step(state, batch, key)
     jax.block_until_ready(metrics)
@@ -78,7 +78,7 @@ def speed(data_dir, dtype, batch_size, steps=30):
     device = jax.devices()[0]
     peak = next((v for k, v in PEAKS.items() if k in device.device_kind), None)
     memory = device.memory_stats() or {}
-    flops = cost["flops"] / seconds / 1e12 / jax.device_count()
+    flops = planned.step_flops * batch_size / seconds / 1e12 / jax.device_count()
     return {
         "dtype": dtype,
         "batch_size": batch_size,
@@ -86,6 +86,7 @@ def speed(data_dir, dtype, batch_size, steps=30):
         "tflops_per_device": flops,
         "mfu": flops / peak[dtype] if peak else None,
         "peak_memory_gb": memory.get("peak_bytes_in_use", 0) / 1e9,
+        "planned_memory_gb": sum(planned.memory.values()) / 1e9,
     }
 
 

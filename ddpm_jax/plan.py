@@ -60,6 +60,7 @@ def plan(
       devices: how many devices share them.
     """
     state, key = experiment.abstract_state(), jax.random.key(0)
+    num_bytes = _num_bytes(state.params)
     part = math.ceil(batch_size / (devices * options.num_microbatches))
     labels = _shape((part,), np.int32)
     batch = {
@@ -83,10 +84,11 @@ def plan(
         num_steps=options.num_steps,
         num_params=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         memory={
-            "parameters": _num_bytes(state.params),
+            "parameters": num_bytes,
             "their average": _num_bytes(state.ema_params),
             "optimizer": _num_bytes(state.opt_state),
-            "gradients": _num_bytes(state.params),
+            # Those of a part of the batch, and the sum over the parts.
+            "gradients": num_bytes * (1 if options.num_microbatches == 1 else 2),
             "activations": activations(step),
         },
         step_flops=flops(step) // part,
@@ -128,7 +130,7 @@ def activations(program: Jaxpr) -> int:
     Arguments and results do not count. Each line makes its result before it lets go of
     what it reads, where a compiler makes one loop of many lines: XLA on a CPU needed
     0.75 to 0.81 of this for the digits recipe and for U-Nets of 1.5 and 9 million
-    parameters, and 0.78 with `remat` (which it otherwise undoes on a CPU).
+    parameters, and 0.78 with `remat` where kept from undoing it, as it does on a CPU.
     """
     results = set(_variables(program.outvars))
     last = {
@@ -215,7 +217,6 @@ def describe(settings: dict[str, Any], devices: int) -> str:
         raise ConfigError(
             f"config.data.batch_size must be whole and at least 1, got {batch_size!r}"
         )
-
     experiment = experiments.build(settings)
     options = experiments.train_options(settings)
     stats = jax.local_devices()[0].memory_stats() or {}
@@ -240,9 +241,10 @@ def _microbatches(plan, limit):
         return None
     share = plan.part * plan.num_microbatches
     more = [n for n in range(plan.num_microbatches + 1, share + 1) if share % n == 0]
-    rest = sum(plan.memory.values()) - plan.memory["activations"]
     of_one = plan.memory["activations"] / plan.part
-    fitting = (n for n in more if limit and rest + of_one * (share // n) <= limit)
+    rest = {**plan.memory, "activations": 0, "gradients": 2 * plan.memory["parameters"]}
+    left = (limit or 0) - sum(rest.values())
+    fitting = (n for n in more if of_one * (share // n) <= left)
     return next(fitting, more[0] if more else None)
 
 

@@ -13,9 +13,18 @@ from ddpm_jax import config, datasets, experiment, runs
 from ddpm_jax.config import ConfigError
 
 RECIPES = sorted(str(path) for path in Path("configs").glob("*.py"))
-RECIPES = [path for path in RECIPES if "lsun" not in path]
-RECIPES += [f"configs/lsun.py:{variant}" for variant in ("bedroom", "church", "cat")]
-PARAMETERS = {"configs/cifar.py": 35_746_307, "configs/celebahq256.py": 113_673_219}
+FAMILIES = {
+    "configs/lsun.py": ("bedroom", "church", "cat"),
+    "configs/imagenet64.py": ("unconditional", "conditional"),
+}
+RECIPES = [path for path in RECIPES if path not in FAMILIES]
+RECIPES += [f"{path}:{name}" for path, names in FAMILIES.items() for name in names]
+PARAMETERS = {
+    "configs/cifar.py": 35_746_307,
+    "configs/celebahq256.py": 113_673_219,
+    "configs/imagenet64.py:unconditional": 121_063_942,
+    "configs/imagenet64.py:conditional": 273_049_350,
+}
 
 
 SMALL = ("network.channels=8", "network.num_groups=4", "network.channel_mults=1,")
@@ -223,3 +232,32 @@ def test_keys_of_samples_do_not_depend_on_their_number():
 def test_load_says_what_is_missing(tmp_path):
     with pytest.raises(ConfigError, match="no config.json"):
         runs.load(tmp_path)
+
+
+def test_what_may_change_when_a_run_goes_on(tmp_path):
+    """Where memory is saved makes no other run; another width does."""
+    runs.write_config(tmp_path, digits())
+    lighter = digits("network.remat=True", "train.num_microbatches=2")
+    assert runs.changes(tmp_path, lighter) == [
+        "network.remat is None there and True here",
+        "train.num_microbatches is None there and 2 here",
+    ]
+    with pytest.raises(ConfigError, match="network.channels is 32 there and 64 here"):
+        runs.changes(tmp_path, digits("network.channels=64"))
+
+
+def test_imagenet64_is_the_recipe_of_nichol_and_dhariwal():
+    """Their README: scales of the times and of the bound, steps, batches, rates."""
+    for variant, channels, scale, weight, rate, size, num_steps in (
+        ("unconditional", 128, 0.25, 1e-3, 1e-4, 128, 1_500_000),
+        ("conditional", 192, 1.0, 1 / 4000, 3e-4, 2048, 250_000),
+    ):
+        made = config.load(f"configs/imagenet64.py:{variant}")
+        assert made["network"]["channels"] == channels
+        assert made["network"]["index_scale"] == scale
+        assert made["loss"]["vlb_weight"] == weight
+        assert made["optimizer"]["learning_rate"] == rate
+        assert made["data"]["batch_size"] == size and not made["data"]["flip"]
+        assert made["train"]["num_steps"] == num_steps
+    with pytest.raises(ConfigError, match="there are: unconditional, conditional"):
+        config.load("configs/imagenet64.py:vlb")

@@ -209,6 +209,37 @@ def test_dropout_keeps_the_mean():
     np.testing.assert_allclose(out.mean(), 1, atol=0.01)
 
 
+def test_remat_changes_memory_alone():
+    """The same parameters, outputs, dropout and gradients, with less kept for them."""
+    settings = {**TINY, "dropout": 0.5, "num_classes": 5, "label_dropout": 0.5}
+    plain, lighter = unet(**settings), unet(**settings, remat=True)
+    params = random_params(plain)
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(
+        jnp.shape, random_params(lighter)
+    )
+    x = jax.random.normal(jax.random.key(1), (2, 8, 8, 1))
+
+    def of(network):
+        def loss(params):
+            keys = jax.random.split(KEY, 2)
+            out = network.apply(params, x, jnp.array([3, 700]), jnp.array([1, 4]), keys)
+            return jnp.sum(out**2)
+
+        kept = jax.eval_shape(lambda params: jax.vjp(loss, params)[1], params)
+        num_bytes = sum(
+            leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept)
+        )
+        return num_bytes, *jax.jit(jax.value_and_grad(loss))(params)
+
+    (before, value, grads), (after, same_value, same_grads) = of(plain), of(lighter)
+    assert after < 0.5 * before
+    np.testing.assert_allclose(same_value, value, rtol=1e-5)
+    same_grads, grads = map(jax.tree.leaves, (same_grads, grads))
+    largest = max(np.abs(grad).max() for grad in grads)
+    for a, b in zip(same_grads, grads, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6 * largest)
+
+
 def test_the_null_class():
     """No label is the null class; a share of the labels becomes it while training."""
     network = unet(**TINY, num_classes=5, label_dropout=0.3)

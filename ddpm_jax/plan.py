@@ -59,7 +59,7 @@ def plan(
       batch_size: images of a step, on all devices.
       devices: how many devices share them.
     """
-    state, key = experiment.abstract_state(), jax.random.key(0)
+    state, key = experiment.abstract_state(), jax.eval_shape(jax.random.key, 0)
     num_bytes = _num_bytes(state.params)
     part = math.ceil(batch_size / (devices * options.num_microbatches))
     labels = _shape((part,), np.int32)
@@ -70,11 +70,10 @@ def plan(
     }
     cond = labels if experiment.num_classes else None
     x_t = _shape((part, *experiment.image_shape), np.float32)
-    keys = jax.random.split(key, part)
-    step = _program(
-        jax.grad(experiment.loss_fn, has_aux=True), state.params, batch, key
-    )
+    gradient = jax.grad(experiment.loss_fn, has_aux=True)
+    step = _program(gradient, state.params, batch, key)
     call = _program(experiment.network.apply, state.params, x_t, labels, cond)
+    keys = _shape((part,), key.dtype)
     sample = _program(experiment.sample_fn, state.params, keys, cond)
     return Plan(
         devices=devices,
@@ -106,17 +105,19 @@ def flops(program: Jaxpr) -> int:
     """
     total = 0
     for line in program.eqns:
-        name, out = line.primitive.name, line.outvars[0].aval
+        name = line.primitive.name
         if name == "dot_general":
             (contracted, _), _ = line.params["dimension_numbers"]
             shape = line.invars[0].aval.shape
-            total += 2 * out.size * math.prod(shape[axis] for axis in contracted)
+            terms = math.prod(shape[axis] for axis in contracted)
+            total += 2 * line.outvars[0].aval.size * terms
         elif name == "conv_general_dilated":
             kernel = line.invars[1].aval
             features = kernel.shape[line.params["dimension_numbers"].rhs_spec[0]]
             # The zeros between dilated inputs are of the gradient of a strided one.
             zeros = math.prod(line.params["lhs_dilation"])
-            total += 2 * out.size * (kernel.size // features) // zeros
+            terms = kernel.size // features
+            total += 2 * line.outvars[0].aval.size * terms // zeros
         within = [flops(inner) for inner in _programs_in(line)]
         repeated = line.params["length"] if name == "scan" else 1
         if within:  # of the branches of a condition, one is taken
@@ -173,7 +174,7 @@ def report(
     ]
     for change, other in others:
         ratio = other.step_flops / plan.step_flops
-        cost = f", {ratio:.2f} of the computation" if ratio > 1 else ""
+        cost = f", {ratio:.2f} times the computation" if ratio > 1 else ""
         note = f"with --config.{change}{cost}"
         rows.append(("", _mega(sum(other.memory.values())), note))
     images = plan.num_steps * plan.batch_size

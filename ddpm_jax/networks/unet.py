@@ -45,9 +45,9 @@ class UNet(nn.Module):
       index_scale: what times are multiplied with first (OpenAI's rescale_timesteps:
         1000 / T).
       dtype: "float32" or "bfloat16" computation; parameters are float32.
-      remat: whether training computes residual blocks and attention once more in the
-        backward pass, instead of keeping what is inside them: less memory for about a
-        third more computation. Parameters and results are the same.
+      remat: whether training computes residual blocks and attention again in the
+        backward pass, instead of keeping what is inside them: about a third of the
+        memory for a sixth more computation. Parameters and results are the same.
 
     Raises:
       ValueError: where features, groups and heads do not divide.

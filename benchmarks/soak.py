@@ -1,0 +1,144 @@
+"""Kills training at random moments, again and again, and looks for what was lost.
+
+  python benchmarks/soak.py --kills 50
+
+A small model of digits is trained with a checkpoint every few steps. `kill -9` ends it
+at a random moment, in the middle of a save as often as not; the same command starts it
+again. In the end the run must equal, bit for bit, one that nobody interrupted. About
+ten seconds a kill on a laptop.
+"""
+
+import argparse
+import json
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import closing
+from pathlib import Path
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from ddpm_jax import experiment, runs
+from ddpm_jax.training.checkpoints import Checkpoints
+
+SMALL = (
+    "network.channels=8",
+    "network.channel_mults=[1]",
+    "network.num_groups=4",
+    "data.batch_size=8",
+    "train.log_every=1",
+    "train.sample_every=0",
+    "train.keep=2",
+)
+
+
+def start(workdir, num_steps, save_every, output):
+    """Starts training in a process of its own."""
+    changes = *SMALL, f"train.num_steps={num_steps}", f"train.save_every={save_every}"
+    return subprocess.Popen(
+        [sys.executable, "-m", "ddpm_jax.train", "--config", "configs/digits.py"]
+        + ["--workdir", str(workdir)]
+        + [f"--config.{change}" for change in changes],
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def reached(workdir):
+    """The last step that was recorded, 0 if there is none."""
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    for line in reversed(lines):
+        try:
+            return json.loads(line)["step"]
+        except ValueError:  # it was killed while writing
+            continue
+    return 0
+
+
+def live_and_die(workdir, save_every, seconds):
+    """Trains for so long beyond the first step; returns where it began and ended."""
+    before = reached(workdir)
+    with tempfile.TemporaryFile("w+") as output:
+        process = start(workdir, 10**9, save_every, output)
+        deadline = time.monotonic() + 300
+        while reached(workdir) == before and process.poll() is None:
+            if time.monotonic() > deadline:
+                process.kill()
+            time.sleep(0.01)
+        time.sleep(seconds)
+        process.kill()
+        process.wait()
+        output.seek(0)
+        said = output.read()
+    if process.returncode != -signal.SIGKILL:
+        raise SystemExit(f"it ended by itself:\n{said}")
+    if "damaged" in said:
+        raise SystemExit(f"a checkpoint was not complete:\n{said}")
+    begun = re.search(r"going on from step (\d+)", said)
+    return int(begun[1]) if begun else 0, reached(workdir)
+
+
+def finish(workdir, num_steps, save_every):
+    """Trains to the end, and returns the state."""
+    with tempfile.TemporaryFile("w+") as output:
+        if start(workdir, num_steps, save_every, output).wait() != 0:
+            output.seek(0)
+            raise SystemExit(output.read())
+    built = experiment.build(runs.read_config(workdir))
+    with closing(Checkpoints(workdir / "checkpoints", read_only=True)) as checkpoints:
+        return checkpoints.restore(built.abstract_state())
+
+
+def soak(folder, kills, save_every, seconds, seed):
+    """Returns the report, and whether the two runs are the same."""
+    killed, whole = folder / "killed", folder / "whole"
+    draw, began = random.Random(seed), time.monotonic()
+    lost, in_save, last = [], 0, 0
+    for _ in tqdm(range(kills), "kills", disable=None):
+        begin, end = live_and_die(killed, save_every, draw.uniform(0, seconds))
+        lost.append(last - begin)
+        last = end
+        in_save += any((killed / "checkpoints").glob("*orbax-checkpoint-tmp*"))
+    num_steps = last + 10
+    states = [finish(path, num_steps, save_every) for path in (killed, whole)]
+    same = jax.tree.map(np.array_equal, *states)
+    return {
+        "kills": kills,
+        "in the middle of a save": in_save,
+        "restarts, each from a complete checkpoint": kills,
+        "steps": num_steps,
+        "steps lost in all": sum(lost[1:]),
+        "most steps lost at once": max(lost[1:], default=0),
+        "seconds": round(time.monotonic() - began),
+        "equal to the run without kills, bit for bit": all(jax.tree.leaves(same)),
+    }
+
+
+def main():
+    """Prints the report; the exit code is 1 where the runs differ."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--save_every", type=int, default=3, help="steps")
+    parser.add_argument("--seconds", type=float, default=2, help="the longest life")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        given = args.kills, args.save_every, args.seconds, args.seed
+        report = soak(Path(folder), *given)
+    for name, value in report.items():
+        print(f"{name:<45}{value}")
+    raise SystemExit(not report["equal to the run without kills, bit for bit"])
+
+
+if __name__ == "__main__":
+    main()

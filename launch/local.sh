@@ -4,60 +4,116 @@
 #   launch/local.sh N ddpm_jax.train --config configs/digits.py ...
 #
 # With CUDA GPUs, process i sees GPU i; without, each has DEVICES fake CPU devices.
-# Environment: PORT (default 12355), DEVICES (default 1), DRY_RUN=1 only prints.
-# When one process fails, the others are stopped, and its exit code is returned.
-set -euo pipefail
+# When one process fails, the others are told to stop, and its exit code is returned.
+# SIGTERM and Ctrl-C are passed on; the processes save, and then this script ends.
+#
+# Environment:
+#   DEVICES=1        fake devices of each process
+#   PORT             of process 0; a free one is taken if it is not set
+#   GRACE=60         seconds from being told to stop until killed
+#   MAX_RESTARTS=0   times to go on from the last checkpoint after a crash
+#   DRY_RUN=1        only print the commands
 
+set -euo pipefail
+. "$(dirname "$0")/contract.sh"
+
+case ${1:-} in -h | --help) usage && exit ;; esac
 if [ $# -lt 2 ] || ! [[ $1 =~ ^[1-9][0-9]*$ ]]; then
-  sed -n '2,8s/^# \{0,1\}//p' "$0" >&2
-  exit 2
+  wrong_use "give a number of processes, and a main"
+fi
+if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 501)); then
+  die "this script needs bash 5.1 or later, and this is $BASH_VERSION"
 fi
 num=$1
 shift
-coordinator="localhost:${PORT:-12355}"
-pids=()
-stop() { [ ${#pids[@]} -eq 0 ] || kill -s "${1:-TERM}" "${pids[@]}" 2>/dev/null || true; }
-trap stop INT TERM
+MAX_RESTARTS=${MAX_RESTARTS:-0}
 
-gpus=0
-if command -v nvidia-smi >/dev/null; then gpus=$(nvidia-smi -L | wc -l); fi
+gpus=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU') || true # none, without a driver
 if [ "$gpus" -gt 0 ] && [ "$gpus" -lt "$num" ]; then
-  echo "error: $num processes need $num GPUs, there are $gpus" >&2
-  exit 1
+  die "$num processes need $num GPUs, there are $gpus"
 fi
 
-for ((i = 0; i < num; i++)); do
-  if [ "$gpus" -gt 0 ]; then
-    device=("CUDA_VISIBLE_DEVICES=$i")
-  else
-    flags="--xla_force_host_platform_device_count=${DEVICES:-1} ${XLA_FLAGS:-}"
-    device=("JAX_PLATFORMS=cpu" "XLA_FLAGS=$flags")
-  fi
-  run=(env "${device[@]}" python -m "$@"
-    --coordinator "$coordinator" --num_processes "$num" --process_id "$i")
-  if [ -n "${DRY_RUN:-}" ]; then
-    printf '%q ' "${run[@]}"
-    echo
-  else
-    "${run[@]}" &
-    pids+=($!)
-  fi
-done
+# Each process is its own group: Ctrl-C reaches this script alone, which passes it on
+# once (a second one makes a main give up saving), and a kill reaches all below it.
+set -m
+pids=()
+killer=
+stopped=
 
-code=0
-for _ in "${pids[@]}"; do
-  status=0
-  wait -n || status=$?
-  if [ "$status" -ne 0 ]; then
-    if [ "$code" -eq 0 ]; then
-      code=$status
-      echo "a process ended with code $code: stopping the others" >&2
-      stop
-      # One that waits for the others in a collective cannot answer: end it.
-      (sleep 15 && stop KILL) &
-      killer=$!
-    fi
+# Passes a signal on. What waits for the others in a collective cannot answer: that is
+# ended after GRACE seconds.
+stop() {
+  [ ${#pids[@]} -gt 0 ] || return 0
+  kill -s "$1" "${pids[@]}" 2>/dev/null || true
+  if [ -z "$killer" ]; then
+    (sleep "${GRACE:-60}" && kill -s KILL "${pids[@]/#/-}") 2>/dev/null &
+    killer=$!
   fi
+}
+trap 'stopped=1; stop TERM' TERM HUP
+trap 'stopped=1; stop INT' INT
+
+start() {
+  local i coordinator device flags port=${PORT:-}
+  if [ -z "$port" ]; then
+    port=$(python -c 'if True:
+      import socket
+      with socket.socket() as s:
+        s.bind(("localhost", 0))
+        print(s.getsockname()[1])')
+  fi
+  coordinator="localhost:$port"
+  for ((i = 0; i < num; i++)); do
+    if [ "$gpus" -gt 0 ]; then
+      device=("CUDA_VISIBLE_DEVICES=$i")
+    else
+      flags="--xla_force_host_platform_device_count=${DEVICES:-1} ${XLA_FLAGS:-}"
+      device=("JAX_PLATFORMS=cpu" "XLA_FLAGS=$flags")
+    fi
+    set -- env "${device[@]}" python -m "${main[@]}" \
+      --coordinator "$coordinator" --num_processes "$num" --process_id "$i"
+    if dry; then
+      run "$@"
+    else
+      "$@" &
+      pids+=($!)
+    fi
+  done
+}
+
+# Waits for all processes; leaves the code of the first that failed in `code`.
+finish() {
+  local ended i status
+  while [ ${#pids[@]} -gt 0 ]; do
+    status=0 ended=
+    wait -n -p ended "${pids[@]}" || status=$?
+    [ -n "${ended:-}" ] || continue # it was a signal, and its trap has run
+    for i in "${!pids[@]}"; do
+      if [ "${pids[i]}" = "$ended" ]; then unset 'pids[i]'; fi
+    done
+    if [ "$status" -ne 0 ] && [ "$code" -eq 0 ]; then
+      code=$status
+      if [ -z "$stopped" ] && [ ${#pids[@]} -gt 0 ]; then
+        say "a process ended with code $code: stopping the others"
+        stop TERM
+      fi
+    fi
+  done
+  if [ -n "$killer" ]; then
+    kill -s KILL -- "-$killer" 2>/dev/null || true
+    wait "$killer" 2>/dev/null || true
+    killer=
+  fi
+}
+
+main=("$@")
+for ((restarts = 0; ; restarts++)); do
+  code=0
+  start
+  if [ -n "$stopped" ]; then stop TERM; fi # it came while they were being started
+  finish
+  # Nobody preempts on one's own machine: what was told to stop is not started again.
+  if [ -n "$stopped" ] || [ "$code" -eq 143 ]; then break; fi
+  if [ "$MAX_RESTARTS" -eq 0 ] || ! again "$code" "$restarts"; then break; fi
 done
-[ -z "${killer:-}" ] || kill "$killer" 2>/dev/null || true
 exit "$code"

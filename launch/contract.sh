@@ -15,6 +15,13 @@ die() {
   exit 1
 }
 
+# need_bash MAJOR MINOR: macOS, for one, comes with 3.2.
+need_bash() {
+  ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= $1 * 100 + $2)) ||
+    die "this script needs bash $1.$2 or later, and this is $BASH_VERSION"
+}
+need_bash 4 4
+
 say() { echo "launch: $*" >&2; }
 
 dry() { [ -n "${DRY_RUN:-}" ]; }

@@ -13,7 +13,7 @@
 # Environment:
 #   IMAGE            with the package and its extra `tpu`; docs/launching.md makes one
 #   CLAIM            a PersistentVolumeClaim that all hosts can write (ReadWriteMany)
-#   MOUNT=/runs      where it is seen; --workdir must be below it
+#   RUNS=/runs       where it is seen; --workdir must be below it
 #   NAME=ddpm-jax
 #   ACCELERATOR=tpu-v5-lite-podslice  and
 #   TOPOLOGY=4x4     of the node pool
@@ -27,7 +27,7 @@ set -euo pipefail
 . "$(dirname "$0")/contract.sh"
 
 NAME=${NAME:-ddpm-jax}
-MOUNT=${MOUNT:-/runs}
+RUNS=${RUNS:-/runs}
 ACCELERATOR=${ACCELERATOR:-tpu-v5-lite-podslice}
 TOPOLOGY=${TOPOLOGY:-4x4}
 CHIPS=${CHIPS:-4}
@@ -49,15 +49,17 @@ manifest() {
   local text name HOSTS ARGS
   [ -n "${IMAGE:-}" ] || die "set IMAGE, a container image with the package in it"
   [ -n "${CLAIM:-}" ] || die "set CLAIM, a PersistentVolumeClaim for the run's folder"
+  [[ $ACCELERATOR == tpu* ]] ||
+    die "ACCELERATOR is $ACCELERATOR, not a node label such as tpu-v5-lite-podslice"
   [[ $TOPOLOGY =~ ^[0-9]+(x[0-9]+){1,2}$ ]] || die "TOPOLOGY is $TOPOLOGY, not like 4x4"
-  [[ " $* " =~ \ --workdir[\ =]"$MOUNT"/ ]] || die "give --workdir $MOUNT/..."
+  [[ " $* " =~ \ --workdir[\ =]"$RUNS"/ ]] || die "give --workdir $RUNS/..."
   HOSTS=$((${TOPOLOGY//x/*} / CHIPS))
   [ $((HOSTS * CHIPS)) -eq $((${TOPOLOGY//x/*})) ] ||
     die "$TOPOLOGY chips cannot be cut into hosts of $CHIPS: set CHIPS"
   # shellcheck disable=SC2034 # by its name, below
   ARGS=$(json "$@")
   text=$(sed '/^ *#/d' "$(dirname "$0")/gke_jobset.yaml")
-  for name in NAME IMAGE CLAIM MOUNT ACCELERATOR TOPOLOGY CHIPS HOSTS GRACE \
+  for name in NAME IMAGE CLAIM RUNS ACCELERATOR TOPOLOGY CHIPS HOSTS GRACE \
     MAX_RESTARTS ARGS; do
     text=${text//"\${$name}"/"${!name}"}
   done

@@ -21,9 +21,7 @@ case ${1:-} in -h | --help) usage && exit ;; esac
 if [ $# -lt 2 ] || ! [[ $1 =~ ^[1-9][0-9]*$ ]]; then
   wrong_use "give a number of processes, and a main"
 fi
-if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 501)); then
-  die "this script needs bash 5.1 or later, and this is $BASH_VERSION"
-fi
+need_bash 5 1 # wait -n -p
 num=$1
 shift
 MAX_RESTARTS=${MAX_RESTARTS:-0}

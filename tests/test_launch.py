@@ -126,6 +126,7 @@ class Fake:
         shutil.copytree(LAUNCH, self.clone / "launch")
         (self.clone / "tracked.txt").write_text("as committed")
         git = ("git", "-c", "user.name=a", "-c", "user.email=a@b")
+        git += ("-c", "commit.gpgsign=false")
         for args in (["init", "-q"], ["add", "."], ["commit", "-qm", "all"]):
             subprocess.run([*git, *args], cwd=self.clone, check=True)
         self.env = {
@@ -197,6 +198,18 @@ def assert_one_line(result, *words):
     assert all(word in result.stderr for word in words), result.stderr
 
 
+SAVES = """
+trap 'echo TERM >>"$FAKE/told.$ME"; sleep 0.5; touch "$FAKE/saved.$ME"; exit 143' TERM
+trap 'echo INT >>"$FAKE/told.$ME"; sleep 0.5; touch "$FAKE/saved.$ME"; exit 130' INT
+touch "$FAKE/ready.$ME"
+while :; do sleep 0.02; done
+"""
+
+
+def both(fake, what):
+    return lambda: all((fake.root / f"{what}.{me}").exists() for me in "01")
+
+
 def test_shellcheck():
     shellcheck = Path(sys.executable).with_name("shellcheck")
     files = [*(f"launch/{name}" for name in SCRIPTS), ".ci/run"]
@@ -207,6 +220,7 @@ def test_shellcheck():
 
 # Usage, errors, dry runs.
 
+SETTINGS = {"IMAGE": "here/image:1", "CLAIM": "runs", "ACCELERATOR": None}
 COMMANDS = [
     ("local.sh", "2", *MAIN),
     ("slurm.sbatch", *MAIN),
@@ -222,7 +236,8 @@ COMMANDS = [
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: " ".join(command[:2]))
 def test_a_dry_run_prints_commands_and_runs_none(fake, command):
-    result = fake.run(*command, DRY_RUN=1, IMAGE="i", CLAIM="c", SLURM_JOB_ID=7)
+    env = {**SETTINGS, "SLURM_JOB_ID": 7} if "tpu" not in command[0] else {}
+    result = fake.run(*command, DRY_RUN=1, **env)
     assert result.returncode == 0, result.stderr
     assert not fake.calls() and not (fake.root / "states").exists()
     printed = [shlex.split(line) for line in result.stdout.splitlines()]
@@ -238,6 +253,10 @@ def test_a_dry_run_prints_what_is_run(fake, verb):
     if verb != "create":
         fake.run("tpu_pod.sh", "create")
         fake.run("tpu_pod.sh", "setup")
+        if verb == "stop":
+            fake.main(SAVES)
+            fake.run("tpu_pod.sh", "run", *MAIN)
+            fake.wait(both(fake, "ready"))
         (fake.root / "calls").unlink()
     args = ("tpu_pod.sh", verb, *(MAIN if verb == "run" else ()))
     printed = fake.run(*args, DRY_RUN=1).stdout.splitlines()
@@ -354,18 +373,6 @@ def test_local_processes_have_a_gpu_each(fake):
     assert fake.run("local.sh", 2, *MAIN).returncode == 0
     assert [(fake.root / f"gpu.{i}").read_text() for i in "01"] == ["0\n", "1\n"]
     assert_one_line(fake.run("local.sh", 3, *MAIN), "3 processes need 3 GPUs")
-
-
-SAVES = """
-trap 'echo TERM >>"$FAKE/told.$ME"; sleep 0.5; touch "$FAKE/saved.$ME"; exit 143' TERM
-trap 'echo INT >>"$FAKE/told.$ME"; sleep 0.5; touch "$FAKE/saved.$ME"; exit 130' INT
-touch "$FAKE/ready.$ME"
-while :; do sleep 0.02; done
-"""
-
-
-def both(fake, what):
-    return lambda: all((fake.root / f"{what}.{me}").exists() for me in "01")
 
 
 def test_local_one_that_fails_stops_the_others(fake):
@@ -566,6 +573,11 @@ def test_stop_saves_and_up_does_not_start_again(fake):
     assert fake.runs(0) == fake.runs(1) == 1
 
 
+def test_stop_of_nothing(fake):
+    assert_one_line(fake.run("tpu_pod.sh", "stop"), "no main is running")
+    assert not fake.calls("stop")
+
+
 def test_logs_are_of_one_worker(fake):
     printed = fake.run("tpu_pod.sh", "logs", WORKER=1, DRY_RUN=1).stdout
     assert "--worker=1" in printed
@@ -635,8 +647,6 @@ def test_slurm_from_another_folder(fake):
 
 # GKE.
 
-SETTINGS = {"IMAGE": "here/image:1", "CLAIM": "runs", "ACCELERATOR": None}
-
 
 def jobset(fake, *args, **env):
     result = fake.run("gke.sh", "show", *args, **SETTINGS, **env)
@@ -704,7 +714,8 @@ def test_gke_sends_what_it_shows(fake):
         ({"CLAIM": None}, "CLAIM"),
         ({"TOPOLOGY": "16"}, "TOPOLOGY"),
         ({"TOPOLOGY": "2x3", "CHIPS": 4}, "CHIPS"),
-        ({"MOUNT": "/elsewhere"}, "--workdir /elsewhere"),
+        ({"RUNS": "/elsewhere"}, "--workdir /elsewhere"),
+        ({"ACCELERATOR": "v5litepod-16"}, "ACCELERATOR"),
     ],
 )
 def test_gke_mistakes(fake, change, word):

@@ -48,6 +48,7 @@ cp "$(dirname "$0")/python" .venv/bin/python
 """,
     "nvidia-smi": 'cat "$FAKE/gpus" 2>/dev/null',
     "srun": "ME=0\n" + RECORD + 'echo $$ >"$FAKE/pid"\n. "$FAKE/main"',
+    "squeue": 'cat "$FAKE/job" 2>/dev/null || echo RUNNING',
     "scontrol": "ME=scontrol\n" + RECORD,
     "kubectl": "ME=kubectl\n" + RECORD + 'case $1 in create) cat >"$FAKE/sent" ;; esac',
 }
@@ -637,6 +638,12 @@ def test_slurm_leaves_a_cancelled_job_alone(fake):
         os.kill(int((fake.root / "pid").read_text()), signal.SIGTERM)
         process.communicate(timeout=30)
     assert process.returncode == 143 and (fake.root / "saved.0").exists()
+    assert not fake.calls("scontrol")
+
+
+def test_slurm_leaves_a_cancelled_job_alone_that_was_not_told(fake):
+    fake.main('echo COMPLETING >"$FAKE/job"; exit 143')
+    assert fake.run("slurm.sbatch", *MAIN, **JOB).returncode == 143
     assert not fake.calls("scontrol")
 
 

@@ -5,6 +5,7 @@ queued resource and two workers, folders in which it runs what is sent to them; 
 is a few lines of bash, which see $ME (which process), $N (its runs so far) and $FAKE.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -166,10 +167,17 @@ class Fake:
             **self._how(script, args, env), capture_output=True, timeout=60
         )
 
+    @contextlib.contextmanager
     def start(self, script, *args, **env):
-        return subprocess.Popen(
-            **self._how(script, args, env), stderr=subprocess.PIPE, stdout=-1
-        )
+        """A script that runs until the end of the block, at most."""
+        how = self._how(script, args, env)
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        with subprocess.Popen(**how, **streams, start_new_session=True) as process:
+            try:
+                yield process
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
 
     def calls(self, *words):
         """The calls that were recorded and have these words in them."""
@@ -203,7 +211,7 @@ SAVES = """
 trap 'echo TERM >>"$FAKE/told.$ME"; sleep 0.5; touch "$FAKE/saved.$ME"; exit 143' TERM
 trap 'echo INT >>"$FAKE/told.$ME"; sleep 0.5; touch "$FAKE/saved.$ME"; exit 130' INT
 touch "$FAKE/ready.$ME"
-while :; do sleep 0.02; done
+for ((i = 0; i < 1000; i++)); do sleep 0.02; done
 """
 
 
@@ -397,7 +405,7 @@ def test_local_passes_a_signal_on_once_and_waits(fake, number):
 
 
 def test_local_kills_what_does_not_answer(fake):
-    deaf = 'trap "" TERM; touch "$FAKE/deaf"; while :; do sleep 0.02; done'
+    deaf = 'trap "" TERM; touch "$FAKE/deaf"; for i in {1..1000}; do sleep 0.02; done'
     wait = 'until [ -e "$FAKE/deaf" ]; do sleep 0.02; done'
     fake.main(f'[ "$ME" = 0 ] && {{ {wait}; exit 9; }}; {deaf}')
     began = time.time()
@@ -524,10 +532,10 @@ def test_up_runs_again_on_the_same_tpu(fake, code):
     assert len(fake.calls("create")) == 1 and fake.runs(0) == fake.runs(1) == 2
 
 
-@pytest.mark.parametrize("code", [1, 2, 130])
-def test_up_does_not_repeat_a_mistake(fake, code):
+@pytest.mark.parametrize("me, code", [(0, 1), (1, 1), (0, 2), (0, 130)])
+def test_up_does_not_repeat_a_mistake(fake, me, code):
     """Though the other worker, which was left alone, ends otherwise."""
-    fake.main(f"[ $ME = 1 ] && exit {code}; exit 75")
+    fake.main(f"[ $ME = {me} ] && exit {code}; exit 75")
     result = fake.run("tpu_pod.sh", "up", *MAIN)
     assert result.returncode == code and fake.runs(0) == fake.runs(1) == 1
 
@@ -546,7 +554,7 @@ def test_up_does_not_take_a_failed_request_for_a_preemption(fake):
 
 
 def test_a_main_outlives_ssh_and_up_finds_it(fake):
-    fake.main('while ! [ -e "$FAKE/end" ]; do sleep 0.02; done')
+    fake.main('for i in {1..1000}; do sleep 0.02; [ ! -e "$FAKE/end" ] || exit 0; done')
     for verb in ("create", "setup"):
         assert fake.run("tpu_pod.sh", verb).returncode == 0
     assert fake.run("tpu_pod.sh", "run", *MAIN).returncode == 0

@@ -17,7 +17,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import closing
 from pathlib import Path
 
 import jax
@@ -93,7 +92,7 @@ def finish(workdir, num_steps, save_every):
             output.seek(0)
             raise SystemExit(output.read())
     built = experiment.build(runs.read_config(workdir))
-    with closing(Checkpoints(workdir / "checkpoints", read_only=True)) as checkpoints:
+    with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
         return checkpoints.restore(built.abstract_state())
 
 

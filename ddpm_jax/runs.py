@@ -3,7 +3,7 @@
 import fcntl
 import json
 import shutil
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,7 @@ def write(workdir: Path, settings: dict[str, Any], params) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        with closing(Checkpoints(partial / "checkpoints")) as checkpoints:
+        with Checkpoints(partial / "checkpoints") as checkpoints:
             checkpoints.save(build(settings).begin(params))
         write_config(partial, settings)
         partial.replace(workdir)
@@ -200,7 +200,7 @@ def _checkpoints(workdir):
     folder = Path(workdir) / "checkpoints"
     if not folder.is_dir():
         raise ConfigError(f"{workdir} has no checkpoints yet")
-    with closing(Checkpoints(folder, read_only=True)) as checkpoints:
+    with Checkpoints(folder, read_only=True) as checkpoints:
         try:
             yield checkpoints
         except OSError as error:

@@ -148,8 +148,7 @@ def _open(workdir, experiment, settings, stack):
     workdir.mkdir(parents=True, exist_ok=True)
     stack.enter_context(runs.lock(workdir))
     keep = experiments.train_options(settings).keep
-    checkpoints = Checkpoints(workdir / "checkpoints", keep)
-    stack.enter_context(closing(checkpoints))
+    checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", keep))
     state, damaged = checkpoints.restore_latest(experiment.abstract_state())
     if state is None and begun is not None:
         state = experiment.begin(begun.params)

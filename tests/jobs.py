@@ -7,6 +7,9 @@ import subprocess
 import sys
 import time
 
+from ddpm_jax import experiment, runs
+from ddpm_jax.training.checkpoints import Checkpoints
+
 # One level: what is tested with processes does not depend on the network.
 SMALL = (
     "network.channels=8",
@@ -33,6 +36,13 @@ def training(workdir, *changes, config="configs/digits.py"):
     """The arguments that train the small model."""
     overrides = [f"--config.{change}" for change in (*SMALL, *changes)]
     return ["train", "--config", config, "--workdir", str(workdir), *overrides]
+
+
+def final_state(workdir):
+    """The state of a run's last checkpoint."""
+    built = experiment.build(runs.read_config(workdir))
+    with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
+        return checkpoints.restore(built.abstract_state())
 
 
 class Job:

@@ -12,24 +12,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from jobs import Job, run, training
+from jobs import Job, final_state, run, training
 
-from ddpm_jax import experiment, runs
 from ddpm_jax.training import processes
-from ddpm_jax.training.checkpoints import Checkpoints
 
 
 def metrics(workdir):
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
-
-
-def state(workdir):
-    built = experiment.build(runs.read_config(workdir))
-    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
-    found = checkpoints.restore(built.abstract_state())
-    checkpoints.close()
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +52,8 @@ def test_what_two_trained_one_goes_on_with(workdir, alone, tmp_path, devices):
         np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-4)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3),
-        state(tmp_path / "resumed"),
-        state(alone),
+        final_state(tmp_path / "resumed"),
+        final_state(alone),
     )
 
 
@@ -71,7 +61,9 @@ def test_two_go_on_bit_for_bit(workdir, tmp_path):
     halves = tmp_path / "halves"
     for steps in (3, 6):
         run(tmp_path, [training(halves, f"train.num_steps={steps}")] * 2, devices=2)
-    jax.tree.map(np.testing.assert_array_equal, state(halves), state(workdir))
+    jax.tree.map(
+        np.testing.assert_array_equal, final_state(halves), final_state(workdir)
+    )
 
 
 def test_two_sample_and_evaluate_as_one(workdir, tmp_path):
@@ -120,7 +112,7 @@ def test_a_signal_to_one_stops_all_at_the_same_step(tmp_path):
         job.wait_for(workdir / "checkpoints" / "00000010")
         job.processes[1].send_signal(signal.SIGINT)
         assert job.wait() == [128 + signal.SIGTERM, 128 + signal.SIGINT], job.said()
-        assert f"stopped at step {int(state(workdir).step)};" in job.said()
+        assert f"stopped at step {int(final_state(workdir).step)};" in job.said()
 
 
 def test_other_commands_are_refused_by_all(tmp_path):

@@ -1,10 +1,11 @@
 """Checkpoints: asynchronous, atomic, as host arrays, so any devices can read them.
 
 Each holds the averaged parameters apart from the rest, so that sampling reads only
-what it needs, and a checksum of both: what is read is what was saved. The data's
-position is the step itself.
+what it needs, and the checksums of all its files: what is read is what was saved. The
+data's position is the step itself.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -25,11 +26,22 @@ from ddpm_jax.training.state import TrainState
 logging.set_verbosity(logging.FATAL)
 
 
+_CHECKSUMS = "checksums.json"
+
+_REASONS = (
+    "No space left on device",
+    "Disk quota exceeded",
+    "File too large",
+    "Permission denied",
+    "Read-only",
+)
+
+
 class DamagedError(OSError):
     """A checkpoint cannot be read, or is not what was saved."""
 
 
-class Checkpoints:
+class Checkpoints(contextlib.AbstractContextManager):
     """The checkpoints of a run, in one folder, read and written by this process alone.
 
     Attributes:
@@ -66,6 +78,9 @@ class Checkpoints:
                     barrier_sync_key_prefix=f"process_{me}",
                 ),
                 create=False,  # what the option above asks for
+                async_options=ocp.options.AsyncOptions(
+                    post_finalization_callback=self._sign
+                ),
             ),
         )
 
@@ -118,16 +133,13 @@ class Checkpoints:
             return
         host = jax.device_get(state)
         self._check_space(sum(x.nbytes for x in jax.tree.leaves(host)))
-        items = {"state": _without_ema(host), "ema": host.ema_params}
-        args = {name: ocp.args.StandardSave(item) for name, item in items.items()}
-        sums = {name: _checksum(item) for name, item in items.items()}
-        self._writing(
-            lambda: self._manager.save(
-                step,
-                args=ocp.args.Composite(**args, sums=ocp.args.JsonSave(sums)),
-                metrics=scores,
-            )
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(_without_ema(host)),
+            ema=ocp.args.StandardSave(host.ema_params),
         )
+        self.wait()
+        self._saving = step
+        self._writing(lambda: self._manager.save(step, args=items, metrics=scores))
 
     def restore_latest(self, like: TrainState) -> tuple[TrainState | None, list[str]]:
         """Returns the latest state that is whole, and what to say of later ones.
@@ -191,6 +203,9 @@ class Checkpoints:
         self.wait()
         self._manager.close()
 
+    def __exit__(self, *exception):
+        self.close()
+
     def _check_space(self, needed: int) -> None:
         free = shutil.disk_usage(self.folder).free
         if free < needed:
@@ -209,28 +224,38 @@ class Checkpoints:
             ) from error
 
     def _read(self, step, **items):
+        self.wait()
         step = self.find(step)
         zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), items)
         args = {name: ocp.args.StandardRestore(item) for name, item in zeros.items()}
-        args["sums"] = ocp.args.JsonRestore()
         try:
+            self._check_sums(step, items)
             restored = self._manager.restore(step, args=ocp.args.Composite(**args))
-            sums = {name: restored.sums[name] for name in items}
         except (MemoryError, PermissionError):  # say nothing of the files
             raise
         except Exception as error:  # whatever a damaged file makes Orbax raise
-            raise self._damaged(step, _cause(error)) from error
+            raise DamagedError(
+                f"the checkpoint of step {step} in {self.folder} is damaged "
+                f"({_cause(error)}); {self.listed()}"
+            ) from error
         for name, item in zeros.items():
             _check_shapes(item, restored[name], f"step {step} in {self.folder}")
-            if _checksum(restored[name]) != sums[name]:
-                raise self._damaged(step, "its bytes are not those that were saved")
         return restored
 
-    def _damaged(self, step: int, why: str) -> DamagedError:
-        return DamagedError(
-            f"the checkpoint of step {step} in {self.folder} is damaged ({why}); "
-            f"{self.listed()}"
-        )
+    def _sign(self) -> None:
+        """Adds its checksums to a checkpoint, in the background; then it is named."""
+        (folder,) = Path(self.folder).glob(f"{self._saving:08}.orbax-checkpoint-tmp*")
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        sums = {path.relative_to(folder).as_posix(): _checksum(path) for path in files}
+        (folder / _CHECKSUMS).write_text(json.dumps(sums))
+
+    def _check_sums(self, step: int, items) -> None:
+        """Raises ValueError or OSError where files are not those that were saved."""
+        folder = Path(self.folder, f"{step:08}")
+        sums = json.loads((folder / _CHECKSUMS).read_text())
+        for name, value in sums.items():
+            if name.partition("/")[0] in items and _checksum(folder / name) != value:
+                raise ValueError(f"{name} is not as it was saved")
 
     def _put_aside(self, step: int, why: str) -> str:
         aside = Path(self.folder).with_name("damaged") / f"{step:08}"
@@ -272,12 +297,12 @@ def _without_ema(state: TrainState) -> dict:
     return state._replace(ema_params=None)._asdict()
 
 
-def _checksum(tree) -> int:
-    """CRC-32 of all arrays, one after the other."""
+def _checksum(path: Path) -> int:
+    """CRC-32 of a file."""
     total = 0
-    for leaf in jax.tree.leaves(tree):
-        array = np.ascontiguousarray(leaf)
-        total = zlib.crc32(array.reshape(-1).view(np.uint8), total)
+    with path.open("rb") as file:
+        while part := file.read(2**20):
+            total = zlib.crc32(part, total)
     return total
 
 
@@ -296,7 +321,7 @@ def _check_shapes(wanted, found, where: str) -> None:
 def _cause(error: Exception) -> str:
     """The reason within a message that Orbax makes long."""
     text = " ".join(str(error).split())
-    for reason in ("No space left on device", "Permission denied", "Read-only"):
+    for reason in _REASONS:
         if reason in text:
             return reason
     return text[:200] or type(error).__name__

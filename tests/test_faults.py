@@ -1,0 +1,288 @@
+"""What goes wrong on long runs: nothing is lost, and a line says what happened."""
+
+import random
+import re
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jobs import SMALL, environment, final_state, training
+from PIL import Image
+
+from ddpm_jax import config, datasets, train
+from ddpm_jax.config import ConfigError
+from ddpm_jax.data import tfds
+from ddpm_jax.data.source import gather
+from ddpm_jax.data.sources import folder
+from ddpm_jax.training.checkpoints import Checkpoints
+from ddpm_jax.training.state import TrainState
+from ddpm_jax.training.watchdog import Watchdog
+
+
+def small(*changes):
+    return config.load("configs/digits.py", (*SMALL, *changes))
+
+
+def assert_same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.fixture(scope="module")
+def of_six(tmp_path_factory):
+    """A run of six steps, with checkpoints of 2, 4 and 6."""
+    workdir = tmp_path_factory.mktemp("runs") / "digits"
+    assert train.train(small(), workdir) == 0
+    return workdir
+
+
+@pytest.fixture
+def workdir(of_six, tmp_path):
+    """A copy of that run, to damage."""
+    shutil.copytree(of_six, tmp_path / "run")
+    return tmp_path / "run"
+
+
+# kill -9
+
+
+def test_killed_at_random_moments_and_run_again_is_uninterrupted():
+    """As `benchmarks/soak.py` without arguments, with fewer kills."""
+    result = subprocess.run(
+        [sys.executable, "benchmarks/soak.py", "--kills", "3"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert re.search("equal to the run without kills.* True", result.stdout)
+
+
+# Damaged checkpoints
+
+
+def some_state(step):
+    draw = np.random.default_rng(step).standard_normal((40, 50)).astype(np.float32)
+    return TrainState(
+        step=jnp.array(step, jnp.int32),
+        params={"layer": {"kernel": draw, "bias": draw[0]}},
+        ema_params={"layer": {"kernel": draw / 3, "bias": draw[1]}},
+        opt_state=({"count": jnp.array(step)}, {"mu": draw * 2}),
+    )
+
+
+def gone(path):
+    path.unlink()
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def truncated(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flipped(path):
+    data = bytearray(path.read_bytes())
+    data[random.Random(0).randrange(len(data))] ^= 16
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [gone, empty, truncated, flipped])
+def test_what_is_read_is_what_was_saved(tmp_path, damage):
+    """Each file of a checkpoint in turn: it does not matter, or is noticed."""
+    checkpoints = Checkpoints(tmp_path / "whole")
+    for step in (1, 2):
+        checkpoints.save(some_state(step), {"rank": 1.0})
+    checkpoints.close()
+    like, noticed = jax.eval_shape(lambda: some_state(0)), 0
+    newest = tmp_path / "whole" / "00000002"
+    files = [p.relative_to(newest) for p in newest.rglob("*") if p.is_file()]
+    assert len(files) > 8
+    for i, file in enumerate(sorted(files)):
+        copy = tmp_path / str(i) / "checkpoints"
+        shutil.copytree(tmp_path / "whole", copy)
+        damage(copy / "00000002" / file)
+        checkpoints = Checkpoints(copy)
+        state, notes = checkpoints.restore_latest(like)
+        assert_same(state, jax.device_get(some_state(int(state.step))))
+        if int(state.step) == 1:
+            noticed += 1
+            assert "checkpoint of step 2" in notes[0] and "is damaged (" in notes[0]
+            assert (tmp_path / str(i) / "damaged" / "00000002").is_dir()
+        checkpoints.save(some_state(2))  # there is room for it again
+        assert_same(checkpoints.restore(like, 2), jax.device_get(some_state(2)))
+        checkpoints.close()
+    assert noticed > 2
+
+
+def largest_file(folder):
+    return max((p for p in folder.rglob("d/*")), key=lambda p: p.stat().st_size)
+
+
+def test_the_checkpoint_before_a_damaged_one_is_used(of_six, workdir, capsys):
+    truncated(largest_file(workdir / "checkpoints" / "00000006"))
+    assert train.train(small(), workdir) == 0
+    said = capsys.readouterr().out
+    assert re.search(
+        "going on from step 4 in .*; the checkpoint of step 6 .* is dam", said
+    )
+    assert f"it was moved to {workdir}/damaged/00000006" in said
+    assert_same(final_state(workdir), final_state(of_six))
+
+
+def test_a_run_is_not_begun_anew_where_no_checkpoint_can_be_read(workdir):
+    for step in (2, 4, 6):
+        truncated(largest_file(workdir / "checkpoints" / f"{step:08}"))
+    with pytest.raises(
+        ConfigError, match="no checkpoint to go on from: .* step 2 .*dam"
+    ):
+        train.train(small(), workdir)
+    assert len([*(workdir / "checkpoints").iterdir()]) == 3
+
+
+# A full disk
+
+
+def test_a_save_that_fails_leaves_the_checkpoints_before_it(tmp_path):
+    """Files of more than 64 kB cannot be written, as on a full disk."""
+    workdir = tmp_path / "run"
+    main, *args = training(workdir, "train.num_steps=2", "train.save_every=1")
+    command = [sys.executable, "-m", f"ddpm_jax.{main}", *args]
+    how = dict(env=environment(), capture_output=True, text=True)
+    result = subprocess.run(
+        ["bash", "-c", 'ulimit -f 64; exec "$@"', "-", *command], **how
+    )
+    assert result.returncode == 1
+    said = f"error: cannot save a checkpoint in {workdir}/checkpoints (File too large)"
+    assert said + "; there is none yet" in result.stderr.splitlines()
+    result = subprocess.run(command, **how)
+    assert result.returncode == 0 and "done: step 2" in result.stdout
+
+
+# Images that cannot be decoded
+
+
+def test_an_image_that_is_damaged_while_training_is_named(tmp_path, monkeypatch):
+    """The run goes on when it is mended."""
+    images = np.random.default_rng(0).integers(0, 255, (16, 8, 8), np.uint8)
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / f"{i:02}.png")
+    monkeypatch.setattr(datasets, "in_memory", lambda source: source)
+    data = {"name": "folder", "path": str(tmp_path), "batch_size": 8}
+    settings = {
+        **small("network.num_classes=0", "network.label_dropout=0.0"),
+        "data": data,
+    }
+    whole = (tmp_path / "03.png").read_bytes()
+    opened = datasets.make_batches
+
+    def damage_later(*args):
+        batch_fn = opened(*args)
+        (tmp_path / "03.png").write_bytes(whole[:60])
+        return batch_fn
+
+    with monkeypatch.context() as context:
+        context.setattr(datasets, "make_batches", damage_later)
+        with pytest.raises(
+            OSError, match="cannot read .*/03.png any more .*put it back"
+        ):
+            train.train(settings, tmp_path / "run")
+    (tmp_path / "03.png").write_bytes(whole)
+    assert train.train(settings, tmp_path / "run") == 0
+
+
+def test_a_record_that_cannot_be_decoded_is_named():
+    class Records:
+        def __getitems__(self, indices):
+            if 7 in indices:
+                raise SyntaxError("broken PNG file")
+            return [{"image": np.zeros((4, 4, 1), np.uint8)} for _ in indices]
+
+    records = tfds._Records("faces train", Records(), (4, 4, 1), 0)
+    assert gather(records, np.array([1, 2]))[0].shape == (2, 4, 4, 1)
+    message = r"record 7 of faces train cannot be decoded \(broken PNG file\)"
+    with pytest.raises(OSError, match=message):
+        gather(records, np.array([1, 7, 2]))
+
+
+def test_a_folder_names_the_file(tmp_path):
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "a.png")
+    source = folder(tmp_path, 4, channels=1)
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(OSError, match=f"cannot read {tmp_path}/a.png any more"):
+        source[0]
+
+
+# What is not finite
+
+DIVERGING = (
+    "optimizer.learning_rate=1e30",
+    "optimizer.warmup_steps=0",
+    "optimizer.clip_norm=None",
+)
+
+
+def test_a_loss_that_is_not_finite_stops_at_once(tmp_path):
+    """Nothing of it reaches a checkpoint."""
+    settings = small(*DIVERGING, "train.save_every=1")
+    message = r"(nan|inf) at step 2; of checkpoints, the last is of step 1: run again"
+    with pytest.raises(ConfigError, match=message):
+        train.train(settings, tmp_path)
+    assert int(final_state(tmp_path).step) == 1
+
+
+def test_a_bounded_number_of_such_steps_may_change_nothing(tmp_path, capsys):
+    settings = small(*DIVERGING, "train.save_every=1", "train.max_skipped=2")
+    with pytest.raises(ConfigError, match=r"at step 4, after 2 skipped; .* of step 3"):
+        train.train(settings, tmp_path)
+    said = capsys.readouterr().out
+    assert re.search(r"step 2 changed nothing: .* is (nan|inf) \(1 of at most 2", said)
+    assert re.search(r"step 3 changed nothing: .* is (nan|inf) \(2 of at most 2", said)
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        like = final_state(tmp_path)
+        one, three = checkpoints.restore(like, 1), checkpoints.restore(like, 3)
+    assert_same(one._replace(step=three.step), three)
+
+
+# What hangs
+
+HANGING = """
+import time
+from ddpm_jax import config, train
+train._train_step = lambda *args: lambda *args: time.sleep(1000)
+settings = config.load("configs/digits.py", {changes})
+train.train(settings, {workdir!r})
+"""
+
+
+def test_what_hangs_is_ended_with_a_message(tmp_path):
+    changes = (*SMALL, "train.timeout=2")
+    script = HANGING.format(changes=changes, workdir=str(tmp_path))
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 75
+    *stacks, said = result.stderr.strip().splitlines()
+    assert said.startswith(
+        "error: nothing has moved for 2 seconds since the start: a de"
+    )
+    assert any("in train" in line for line in stacks)  # where it hangs
+
+
+def test_the_watchdog_lets_what_moves_or_rests_go_on():
+    import time
+
+    with Watchdog(0.5) as watchdog:
+        for step in range(10):
+            watchdog.note(f"step {step}")
+            time.sleep(0.1)
+        with watchdog.resting():
+            time.sleep(1)

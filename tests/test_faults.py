@@ -138,9 +138,7 @@ def test_the_checkpoint_before_a_damaged_one_is_used(of_six, workdir, capsys):
 def test_a_run_is_not_begun_anew_where_no_checkpoint_can_be_read(workdir):
     for step in (2, 4, 6):
         truncated(largest_file(workdir / "checkpoints" / f"{step:08}"))
-    with pytest.raises(
-        ConfigError, match="no checkpoint to go on from: .* step 2 .*dam"
-    ):
+    with pytest.raises(OSError, match="no checkpoint to go on from: .* step 2 .*dam"):
         train.train(small(), workdir)
     assert len([*(workdir / "checkpoints").iterdir()]) == 3
 
@@ -158,8 +156,10 @@ def test_a_save_that_fails_leaves_the_checkpoints_before_it(tmp_path):
         ["bash", "-c", 'ulimit -f 64; exec "$@"', "-", *command], **how
     )
     assert result.returncode == 1
-    said = f"error: cannot save a checkpoint in {workdir}/checkpoints (File too large)"
-    assert said + "; there is none yet" in result.stderr.splitlines()
+    said = (
+        rf"error: cannot save a checkpoint in {workdir}/checkpoints \(.*there is none"
+    )
+    assert re.search(said, result.stderr)
     result = subprocess.run(command, **how)
     assert result.returncode == 0 and "done: step 2" in result.stdout
 

@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import shutil
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,14 +18,13 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from ddpm_jax.training import checksums
 from ddpm_jax.training.state import TrainState
 
 # Orbax warns of what is meant here: a wait for the save before, arrays without devices.
 # Its errors are raised too, and said here in a line.
 logging.set_verbosity(logging.FATAL)
 
-
-_CHECKSUMS = "checksums.json"
 
 _REASONS = (
     "No space left on device",
@@ -229,7 +227,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), items)
         args = {name: ocp.args.StandardRestore(item) for name, item in zeros.items()}
         try:
-            self._check_sums(step, items)
+            checksums.check(Path(self.folder, f"{step:08}"), items)
             restored = self._manager.restore(step, args=ocp.args.Composite(**args))
         except (MemoryError, PermissionError):  # say nothing of the files
             raise
@@ -244,18 +242,8 @@ class Checkpoints(contextlib.AbstractContextManager):
 
     def _sign(self) -> None:
         """Adds its checksums to a checkpoint, in the background; then it is named."""
-        (folder,) = Path(self.folder).glob(f"{self._saving:08}.orbax-checkpoint-tmp*")
-        files = [path for path in folder.rglob("*") if path.is_file()]
-        sums = {path.relative_to(folder).as_posix(): _checksum(path) for path in files}
-        (folder / _CHECKSUMS).write_text(json.dumps(sums))
-
-    def _check_sums(self, step: int, items) -> None:
-        """Raises ValueError or OSError where files are not those that were saved."""
-        folder = Path(self.folder, f"{step:08}")
-        sums = json.loads((folder / _CHECKSUMS).read_text())
-        for name, value in sums.items():
-            if name.partition("/")[0] in items and _checksum(folder / name) != value:
-                raise ValueError(f"{name} is not as it was saved")
+        (unnamed,) = Path(self.folder).glob(f"{self._saving:08}.orbax-checkpoint-tmp*")
+        checksums.write(unnamed)
 
     def _put_aside(self, step: int, why: str) -> str:
         aside = Path(self.folder).with_name("damaged") / f"{step:08}"
@@ -295,15 +283,6 @@ def _preserved(keep: int):
 
 def _without_ema(state: TrainState) -> dict:
     return state._replace(ema_params=None)._asdict()
-
-
-def _checksum(path: Path) -> int:
-    """CRC-32 of a file."""
-    total = 0
-    with path.open("rb") as file:
-        while part := file.read(2**20):
-            total = zlib.crc32(part, total)
-    return total
 
 
 def _check_shapes(wanted, found, where: str) -> None:

@@ -1,0 +1,35 @@
+"""Checksums of a folder's files, kept beside them: what is read is what was written."""
+
+import json
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+
+_NAME = "checksums.json"
+
+
+def write(folder: Path) -> None:
+    """Writes the CRC-32 of all files of a folder into one of its own."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    sums = {path.relative_to(folder).as_posix(): _sum(path) for path in files}
+    (folder / _NAME).write_text(json.dumps(sums))
+
+
+def check(folder: Path, parts: Iterable[str]) -> None:
+    """Compares the files in some sub-folders with what was written.
+
+    Raises:
+      ValueError: naming a file that is another, or if the checksums cannot be read.
+      OSError: if a file is gone, or the checksums are.
+    """
+    for name, value in json.loads((folder / _NAME).read_text()).items():
+        if name.partition("/")[0] in parts and _sum(folder / name) != value:
+            raise ValueError(f"{name} is not as it was saved")
+
+
+def _sum(path: Path) -> int:
+    total = 0
+    with path.open("rb") as file:
+        while part := file.read(2**20):
+            total = zlib.crc32(part, total)
+    return total

@@ -10,7 +10,7 @@ import time
 from ddpm_jax import experiment, runs
 from ddpm_jax.training.checkpoints import Checkpoints
 
-# One level: what is tested with processes does not depend on the network.
+# One level: what is tested with it does not depend on the network.
 SMALL = (
     "network.channels=8",
     "network.channel_mults=[1]",

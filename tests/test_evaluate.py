@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from jobs import environment
 from tiny import call, random_params, tiny
 
 from ddpm_jax import convert, evaluate, experiment, reference, runs
@@ -170,12 +170,6 @@ def test_a_part_that_cannot_be_read_now_is_not_thrown_away(
     assert path.is_file()
 
 
-def environment(devices):
-    flags = re.sub(r"--xla_force_host\S+", "", os.environ["XLA_FLAGS"])
-    flags += f" --xla_force_host_platform_device_count={devices}"
-    return {**os.environ, "XLA_FLAGS": flags}
-
-
 @pytest.mark.parametrize("devices, processes", [(4, 1), (1, 2)])
 def test_devices_and_processes_give_the_same_numbers(
     workdir, tmp_path, devices, processes
@@ -194,7 +188,6 @@ def test_devices_and_processes_give_the_same_numbers(
         env={
             **environment(devices),
             "XDG_CACHE_HOME": str(tmp_path / "cache"),
-            "PORT": "23458",
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         },
         capture_output=True,

@@ -5,7 +5,6 @@ else the same command lines within this one, which has eight devices.
 """
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -16,39 +15,20 @@ import time
 import jax
 import numpy as np
 import pytest
+from jobs import SMALL, environment, final_state
 from PIL import Image
 
 import ddpm_jax
 from ddpm_jax import cli, config, experiment, runs
 from ddpm_jax import sample as sampling_main
 from ddpm_jax import train as training_main
-from ddpm_jax.training.checkpoints import Checkpoints
 
-# One level: what is tested here does not depend on the network, which is compiled for
-# one device, for eight, and for two processes.
-TINY = [
-    "network.channels=8",
-    "network.channel_mults=[1]",
-    "network.num_groups=4",
-    "data.batch_size=8",
-    "timesteps.num_steps=3",
-    "train.num_steps=6",
-    "train.log_every=2",
-    "train.save_every=2",
-    "train.sample_every=6",
-    "train.num_samples=4",
-]
+TINY = (*SMALL, "train.log_every=2", "train.sample_every=6")
 
 
 def command(main, *args, overrides=()):
     text = [f"--config.{change}" for change in overrides]
     return [sys.executable, "-m", f"ddpm_jax.{main}", *map(str, args), *text]
-
-
-def environment():
-    """One device, instead of the eight of this process."""
-    flags = re.sub(r"--xla_force_host\S+", "", os.environ["XLA_FLAGS"])
-    return {**os.environ, "XLA_FLAGS": flags}
 
 
 def run(main, *args, overrides=()):
@@ -105,14 +85,6 @@ def train_here(here):
 def metrics(workdir):
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
-
-
-def final_state(workdir):
-    made = experiment.build(runs.read_config(workdir))
-    checkpoints = Checkpoints(workdir / "checkpoints")
-    state = checkpoints.restore(made.abstract_state())
-    checkpoints.close()
-    return state
 
 
 @pytest.fixture(scope="module")

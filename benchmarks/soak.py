@@ -12,7 +12,6 @@ import argparse
 import json
 import random
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -64,25 +63,25 @@ def reached(workdir):
 
 def live_and_die(workdir, save_every, seconds):
     """Trains for so long beyond the first step; returns where it began and ended."""
-    before = reached(workdir)
-    with tempfile.TemporaryFile("w+") as output:
+    with tempfile.NamedTemporaryFile("w+") as output:
         process = start(workdir, 10**9, save_every, output)
+        began = None
         deadline = time.monotonic() + 300
-        while reached(workdir) == before and process.poll() is None:
-            if time.monotonic() > deadline:
+        while began is None or reached(workdir) <= began:
+            said = Path(output.name).read_text()
+            if process.poll() is not None or time.monotonic() > deadline:
                 process.kill()
+                raise SystemExit(f"it ended by itself, or does not begin:\n{said}")
+            found = re.search(r"(training in|going on from step (\d+))", said)
+            began = int(found[2] or 0) if found else None
             time.sleep(0.01)
         time.sleep(seconds)
         process.kill()
         process.wait()
-        output.seek(0)
-        said = output.read()
-    if process.returncode != -signal.SIGKILL:
-        raise SystemExit(f"it ended by itself:\n{said}")
+        said = Path(output.name).read_text()
     if "damaged" in said:
         raise SystemExit(f"a checkpoint was not complete:\n{said}")
-    begun = re.search(r"going on from step (\d+)", said)
-    return int(begun[1]) if begun else 0, reached(workdir)
+    return began, reached(workdir)
 
 
 def finish(workdir, num_steps, save_every):
@@ -100,24 +99,28 @@ def soak(folder, kills, save_every, seconds, seed):
     """Returns the report, and whether the two runs are the same."""
     killed, whole = folder / "killed", folder / "whole"
     draw, began = random.Random(seed), time.monotonic()
-    lost, in_save, last = [], 0, 0
+    lost, in_save, last, restarts = [], 0, 0, 0
     for _ in tqdm(range(kills), "kills", disable=None):
         begin, end = live_and_die(killed, save_every, draw.uniform(0, seconds))
         lost.append(last - begin)
+        restarts += begin > 0
         last = end
         in_save += any((killed / "checkpoints").glob("*orbax-checkpoint-tmp*"))
     num_steps = last + 10
     states = [finish(path, num_steps, save_every) for path in (killed, whole)]
     same = jax.tree.map(np.array_equal, *states)
+    records = [(path / "metrics.jsonl").read_text() for path in (killed, whole)]
+    losses = [re.findall(r'"step": \d+|"loss": [^,]+', text) for text in records]
     return {
         "kills": kills,
         "in the middle of a save": in_save,
-        "restarts, each from a complete checkpoint": kills,
+        "restarts from a complete checkpoint": restarts,
         "steps": num_steps,
         "steps lost in all": sum(lost[1:]),
         "most steps lost at once": max(lost[1:], default=0),
         "seconds": round(time.monotonic() - began),
-        "equal to the run without kills, bit for bit": all(jax.tree.leaves(same)),
+        "equal to the run without kills, bit for bit": all(jax.tree.leaves(same))
+        and losses[0] == losses[1],
     }
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_jax import config, experiment, models, runs
+from ddpm_jax import cli, config, experiment, models, runs
 from ddpm_jax.config import ConfigError
 from ddpm_jax.construct import call
 from ddpm_jax.diffusion import samplers
@@ -14,6 +14,7 @@ from ddpm_jax.evaluation.extractors import Extractor
 from ddpm_jax.interop import openai
 from ddpm_jax.models import Model
 from ddpm_jax.scoring import networks
+from ddpm_jax.training import processes
 
 # Where a sampler needs times of its own, unless others are asked for: Heun's steps must
 # not divide the noise level by much.
@@ -53,7 +54,8 @@ def model(args: argparse.Namespace) -> Model:
     if args.workdir is not None:
         if args.openai is not None:
             raise ConfigError("--openai belongs to --pretrained")
-        opened = models.from_run(args.workdir, args.weights != "raw", args.step)
+        step = _same_step(args)
+        opened = models.from_run(args.workdir, args.weights != "raw", step)
         trained += ("schedule.", "loss.predicts")
     else:
         if args.step is not None or args.weights is not None:
@@ -69,6 +71,13 @@ def model(args: argparse.Namespace) -> Model:
         if key.startswith(trained):
             raise ConfigError(f"config.{key}: the model was trained with {was}")
     return opened._replace(config=changed)
+
+
+def _same_step(args):
+    """The step of the checkpoint for all processes: a run may be saving meanwhile."""
+    with cli.together():
+        step = runs.find_step(args.workdir, args.step)
+    return int(processes.gather(str(step))[0])
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:

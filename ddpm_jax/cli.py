@@ -172,28 +172,33 @@ def _shared(argv: list[str]) -> list[str]:
 def _failed(text: str, code: int) -> int:
     """Says what went wrong; one of several processes ends here and now."""
     print(text, file=sys.stderr)
-    if jax.process_count() > 1:
+    if jax.distributed.is_initialized() and jax.process_count() > 1:
         processes.abandon(code)
     return code
 
 
 def _of_device(error: jax.errors.JaxRuntimeError) -> tuple[str, int]:
-    """What to say of an error of the device, and the code to exit with."""
-    if "RESOURCE_EXHAUSTED" in str(error):
+    """What to say of an error of a device, and the code to exit with."""
+    status = str(error).partition(":")[0]
+    if status == "RESOURCE_EXHAUSTED":
         return (
-            "error: the device has too little memory: choose a larger "
-            "train.num_microbatches, network.remat=True or a smaller data.batch_size "
-            f"(--plan tells what they take); {one_line(error)[:200]}",
+            "error: the device has too little memory: make batches smaller (training: "
+            "data.batch_size, or train.num_microbatches larger, or network.remat=True; "
+            f"--plan tells what they take); {one_line(error)[:200]}",
             1,
         )
-    what = "a device failed"
+    said = traceback.format_exc()
     if jax.process_count() > 1:
-        what = "another process or a device was lost"
-    return (
-        f"{traceback.format_exc()}error: {what}: the same command goes on from the "
-        "last checkpoint",
-        processes.TRY_AGAIN,
-    )
+        said += "error: another process or a device was lost: start all of them again"
+    elif status in _OF_MACHINES:
+        said += "error: a device failed: start the same command again"
+    else:
+        return said, 1
+    return said, processes.TRY_AGAIN
+
+
+# What is not the program's fault, among the states that XLA's errors begin with.
+_OF_MACHINES = ("INTERNAL", "UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED", "DATA_LOSS")
 
 
 def _cache_programs() -> None:

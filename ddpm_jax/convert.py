@@ -32,6 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     """Converts as the command line says."""
+    if jax.process_count() > 1:
+        raise ConfigError("a model is converted by one process")
     out = Path(args.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"--out {out}: it is there already; give a new folder")

@@ -32,12 +32,10 @@ def whole(path: str | os.PathLike) -> Iterator[Path]:
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keeps others who ask for it out of a folder, which must be there."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    # A file that is open for writing: NFS locks no folders.
+    with (folder / ".ddpm_jax.lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
         yield
-    finally:
-        os.close(descriptor)
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:

@@ -12,6 +12,7 @@ from ddpm_jax.config import ConfigError
 from ddpm_jax.experiment import Experiment, build
 from ddpm_jax.files import whole
 from ddpm_jax.training.checkpoints import Checkpoints
+from ddpm_jax.training.checksums import DamagedError
 
 # What may change when a run goes on; anything else would make it another run. The
 # learning rate and clipping are there so that a run which diverged can be saved, and
@@ -203,5 +204,9 @@ def _checkpoints(workdir):
     with Checkpoints(folder, read_only=True) as checkpoints:
         try:
             yield checkpoints
+        except DamagedError as error:
+            raise ConfigError(
+                f"{error}: take another with --step; {checkpoints.listed()}"
+            ) from error
         except OSError as error:
             raise ConfigError(str(error)) from error

@@ -24,7 +24,7 @@ from ddpm_jax.diffusion import inverse
 from ddpm_jax.diffusion.timesteps import Timesteps
 from ddpm_jax.edits import Edit
 from ddpm_jax.files import whole
-from ddpm_jax.training import parallel
+from ddpm_jax.training import parallel, processes
 
 MOST_WATCHED = 2**30  # bytes of all the steps that are kept
 STRENGTH = 0.6
@@ -276,8 +276,8 @@ def write_steps(args: argparse.Namespace, drawn: Drawn) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Draws samples and writes them."""
-    if jax.process_index() == 0:
-        check_out(args)
+    with cli.together():
+        processes.on_first(lambda: check_out(args))
     drawn = draw(args)
     if jax.process_index():
         return

@@ -46,9 +46,9 @@ def train(settings: dict[str, Any], workdir: str | os.PathLike) -> int:
       ConfigError: one line that says what to mend.
       OSError: if something cannot be written.
     """
+    settings = config.override(settings, ())
     cli.agree(settings)
     with cli.together():
-        settings = config.override(settings, ())
         experiment = experiments.build(settings)
         options = experiments.train_options(settings)
         scoring = progress.options_of(settings)
@@ -74,9 +74,12 @@ def train(settings: dict[str, Any], workdir: str | os.PathLike) -> int:
             print(f"{workdir} is already at step {first}: nothing to do")
             return 0
         state = parallel.replicate(state)  # as steps return it: one program, not two
-        processes.on_first(lambda: runs.write_config(workdir, settings))
-        writer = processes.on_first(lambda: Writer(workdir, first, options.num_steps))
-        enter(closing(writer))
+        with cli.together():
+            processes.on_first(lambda: runs.write_config(workdir, settings))
+            writer = processes.on_first(
+                lambda: Writer(workdir, first, options.num_steps)
+            )
+            enter(closing(writer))
         begun = f"going on from step {first}" if first else "training"
         writer.line("; ".join([f"{begun} in {workdir}{_devices()}", *notes]))
 
@@ -113,6 +116,8 @@ def train(settings: dict[str, Any], workdir: str | os.PathLike) -> int:
                 if save or draw or judge:
                     meter.pause()
             except NonFiniteError as error:
+                with cli.together():
+                    checkpoints.wait()
                 good = f"the last is of step {saved}" if saved else "there is none yet"
                 raise ConfigError(
                     f"{error}; of checkpoints, {good}: run again with a smaller "
@@ -131,7 +136,8 @@ def train(settings: dict[str, Any], workdir: str | os.PathLike) -> int:
             if last:
                 meter.write_rest(step)
                 break
-        checkpoints.wait()
+        with cli.together():  # none leaves while process 0 saves
+            checkpoints.wait()
         if step < options.num_steps:
             writer.line(f"stopped at step {step}; the same command goes on from it")
             return stop.exit_code

@@ -52,7 +52,7 @@ def workdir(of_six, tmp_path):
 def test_killed_at_random_moments_and_run_again_is_uninterrupted():
     """As `benchmarks/soak.py` without arguments, with fewer kills."""
     result = subprocess.run(
-        [sys.executable, "benchmarks/soak.py", "--kills", "3"],
+        [sys.executable, "benchmarks/soak.py", "--kills", "2"],
         env=environment(),
         capture_output=True,
         text=True,
@@ -246,7 +246,9 @@ def test_a_bounded_number_of_such_steps_may_change_nothing(tmp_path, capsys):
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         like = final_state(tmp_path)
         one, three = checkpoints.restore(like, 1), checkpoints.restore(like, 3)
-    assert_same(one._replace(step=three.step), three)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(three), strict=True):
+        counts = np.issubdtype(a.dtype, np.integer)  # of steps: the learning rate's
+        np.testing.assert_array_equal(a + 2 if counts else a, b)
 
 
 # What hangs

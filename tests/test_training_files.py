@@ -162,7 +162,7 @@ def test_the_meter_averages_each_interval():
     for step in range(1, 6):
         meter.add(step, {"loss": jnp.array(float(step))})
     assert len(written) == 1  # steps 3 to 5 may still be under way
-    meter.finish()
+    meter.pause()
     assert [(step, values["loss"]) for step, values in written] == [(2, 1.5), (4, 3.5)]
     assert all(values["images_per_sec"] > 0 for _, values in written)
 
@@ -177,7 +177,7 @@ def test_the_meter_times_steps_only(monkeypatch):
         meter.add(step, {"loss": jnp.array(1.0)})
         if step == 3:
             meter.pause()
-    meter.finish()
+    meter.pause()
     assert written[0]["images_per_sec"] == 8  # three steps timed, a second each
 
 
@@ -187,4 +187,4 @@ def test_the_meter_refuses_what_is_not_finite(value):
     meter.add(1, {"loss": jnp.array(1.0), "grad_norm": jnp.array(1.0)})
     meter.add(2, {"loss": jnp.array(1.0), "grad_norm": jnp.array(value)})
     with pytest.raises(NonFiniteError, match="grad_norm is (nan|inf) at step 2"):
-        meter.finish()
+        meter.pause()

@@ -19,6 +19,7 @@ from absl import logging
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from ddpm_jax.training import checksums
+from ddpm_jax.training.checksums import DamagedError
 from ddpm_jax.training.state import TrainState
 
 # Orbax warns of what is meant here: a wait for the save before, arrays without devices.
@@ -33,10 +34,6 @@ _REASONS = (
     "Permission denied",
     "Read-only",
 )
-
-
-class DamagedError(OSError):
-    """A checkpoint cannot be read, or is not what was saved."""
 
 
 class Checkpoints(contextlib.AbstractContextManager):
@@ -151,7 +148,8 @@ class Checkpoints(contextlib.AbstractContextManager):
           (state, notes), (None, []) where there is no checkpoint yet.
 
         Raises:
-          OSError: if there are checkpoints, and none of them can be read.
+          OSError: if there are checkpoints, and none of them is whole, or if one
+            cannot be read now.
         """
         damaged = {}
         for step in reversed(self.steps()):
@@ -176,8 +174,8 @@ class Checkpoints(contextlib.AbstractContextManager):
 
         Raises:
           FileNotFoundError: if there is no such checkpoint.
-          DamagedError: if it cannot be read, or is not what was saved.
-          OSError: if it holds another model.
+          DamagedError: if it is not what was saved.
+          OSError: if it cannot be read, or holds another model.
         """
         restored = self._read(step, state=_without_ema(like), ema=like.ema_params)
         return TrainState(**{**restored.state, "ema_params": restored.ema})
@@ -226,16 +224,17 @@ class Checkpoints(contextlib.AbstractContextManager):
         step = self.find(step)
         zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), items)
         args = {name: ocp.args.StandardRestore(item) for name, item in zeros.items()}
+        which = f"the checkpoint of step {step} in {self.folder}"
         try:
             checksums.check(Path(self.folder, f"{step:08}"), items)
+        except DamagedError as error:
+            raise DamagedError(f"{which} is damaged ({error})") from error
+        try:
             restored = self._manager.restore(step, args=ocp.args.Composite(**args))
-        except (MemoryError, PermissionError):  # say nothing of the files
+        except MemoryError:  # says nothing of the file
             raise
-        except Exception as error:  # whatever a damaged file makes Orbax raise
-            raise DamagedError(
-                f"the checkpoint of step {step} in {self.folder} is damaged "
-                f"({_cause(error)}); {self.listed()}"
-            ) from error
+        except Exception as error:  # Orbax raises anything
+            raise OSError(f"cannot read {which} ({_cause(error)})") from error
         for name, item in zeros.items():
             _check_shapes(item, restored[name], f"step {step} in {self.folder}")
         return restored
@@ -246,10 +245,12 @@ class Checkpoints(contextlib.AbstractContextManager):
         checksums.write(unnamed)
 
     def _put_aside(self, step: int, why: str) -> str:
-        aside = Path(self.folder).with_name("damaged") / f"{step:08}"
-        shutil.rmtree(aside, ignore_errors=True)
+        name = f"{step:08}"
+        aside = Path(self.folder).with_name("damaged") / name
+        while aside.exists():  # that of an earlier time
+            aside = aside.with_name(f"{aside.name}_again")
         aside.parent.mkdir(exist_ok=True)
-        (Path(self.folder) / aside.name).rename(aside)
+        Path(self.folder, name).rename(aside)
         self._manager.reload()
         return f"{why}: it was moved to {aside}"
 

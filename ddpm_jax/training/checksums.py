@@ -8,6 +8,10 @@ from pathlib import Path
 _NAME = "checksums.json"
 
 
+class DamagedError(OSError):
+    """Files are not those that were written."""
+
+
 def write(folder: Path) -> None:
     """Writes the CRC-32 of all files of a folder into one of its own."""
     files = [path for path in folder.rglob("*") if path.is_file()]
@@ -19,12 +23,23 @@ def check(folder: Path, parts: Iterable[str]) -> None:
     """Compares the files in some sub-folders with what was written.
 
     Raises:
-      ValueError: naming a file that is another, or if the checksums cannot be read.
-      OSError: if a file is gone, or the checksums are.
+      DamagedError: saying what is not as it was.
+      OSError: if a file that is there cannot be read now.
     """
-    for name, value in json.loads((folder / _NAME).read_text()).items():
-        if name.partition("/")[0] in parts and _sum(folder / name) != value:
-            raise ValueError(f"{name} is not as it was saved")
+    try:
+        sums = json.loads((folder / _NAME).read_text())
+        changed = [
+            name
+            for name, value in sums.items()
+            if name.partition("/")[0] in parts and _sum(folder / name) != value
+        ]
+    except FileNotFoundError as error:
+        name = Path(error.filename).relative_to(folder)
+        raise DamagedError(f"{name} is missing") from error
+    except (ValueError, AttributeError) as error:
+        raise DamagedError(f"{_NAME} cannot be read") from error
+    if changed:
+        raise DamagedError(f"{changed[0]} is not as it was saved")
 
 
 def _sum(path: Path) -> int:

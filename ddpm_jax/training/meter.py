@@ -62,23 +62,21 @@ class Meter:
         while len(self._pending) > self._in_flight:
             self._take()
 
-    def finish(self) -> None:
+    def pause(self) -> None:
         """Waits for all steps, so that what they left is known to be finite.
 
+        What is done until the next step is left out of the time of steps.
+
         Raises:
-          NonFiniteError: if a step's metrics are not finite.
+          NonFiniteError: as `add`.
         """
         while self._pending:
             self._take()
-
-    def pause(self) -> None:
-        """Leaves what is done until the next step out of the time of steps."""
-        self.finish()
         self._last = None
 
     def write_rest(self, step: int) -> None:
         """Hands on what an interval has so far, where the run ends in its middle."""
-        self.finish()
+        self.pause()
         if self._count:
             self._emit(step)
 

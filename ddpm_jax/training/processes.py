@@ -1,7 +1,7 @@
 """Processes: how this one joins the others, what they share, and how it leaves them.
 
-Process 0 alone reads and writes the folder of a run, and tells the others. Whoever
-shares something here waits for all others to do the same, in the same order.
+While training, process 0 alone reads and writes the run's folder, and tells the others.
+Whoever shares something here waits for all others to do the same, in the same order.
 """
 
 import os
@@ -48,6 +48,8 @@ def initialize(
         )
     if any(given):
         print(f"waiting for {num_processes} processes at {coordinator}", flush=True)
+    # Until a run listens to signals, one is to end the process, as ever.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             coordinator,
@@ -56,10 +58,8 @@ def initialize(
             heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
         )
-    except (ValueError, RuntimeError) as error:
-        # Nothing to join was found, or it is too late: JAX is already in use here.
-        alone = "coordinator_address" in str(error) or "must be called" in str(error)
-        if any(given) or not alone:
+    except ValueError as error:
+        if any(given) or "coordinator_address" not in str(error):
             raise
 
 
@@ -118,4 +118,4 @@ class Elsewhere:
 def _bits(x):
     """As integers, for what is sent is summed: -0.0 would arrive as 0.0."""
     x = np.atleast_1d(np.asarray(x))
-    return x.view(np.uint32) if x.itemsize % 4 == 0 else x
+    return x.view(f"u{min(x.itemsize, 4)}")

@@ -53,7 +53,7 @@ def make_train_step(
         gradients averaged, to save memory; it must divide the batch of a device.
       axis_name: the mapped axis over which gradients and metrics are averaged, if any.
       skip_nonfinite: whether a step whose metrics are not all finite leaves everything
-        but the number of the step as it was.
+        but the counts of steps as it was.
 
     Returns:
       step(state, batch, key) -> (state, metrics), where the key is the run's (it is
@@ -80,10 +80,14 @@ def make_train_step(
 
 
 def _if_finite(metrics: dict, new: TrainState, old: TrainState) -> TrainState:
-    """The new state, or the old one with the new step."""
+    """The new state, or the old one but for what counts steps."""
     finite = jnp.isfinite(jnp.stack([*metrics.values()])).all()
-    kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
-    return kept._replace(step=new.step)
+
+    def choose(new, old):
+        counts = jnp.issubdtype(new.dtype, jnp.integer)
+        return new if counts else jnp.where(finite, new, old)
+
+    return jax.tree.map(choose, new, old)
 
 
 def _in_parts(grad_fn: Callable, num_parts: int) -> Callable:

@@ -26,9 +26,9 @@ class Watchdog(contextlib.AbstractContextManager):
             machine or the process slept do not count.
         """
         self._seconds = seconds
-        self._left = seconds
         self._where = "the start"
-        self._watching = True
+        self._moves = 0
+        self._rests = False
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -36,17 +36,16 @@ class Watchdog(contextlib.AbstractContextManager):
     def note(self, where: str) -> None:
         """Something moved: `where` says what, as in "step 12"."""
         self._where = where
-        self._left = self._seconds
+        self._moves += 1
 
     @contextlib.contextmanager
     def resting(self) -> Iterator[None]:
         """Does not watch what takes as long as it takes, such as drawing samples."""
-        self._watching = False
+        self._rests = True
         try:
             yield
         finally:
-            self._left = self._seconds
-            self._watching = True
+            self._rests = False
 
     def __exit__(self, *exception):
         self._ended.set()
@@ -54,17 +53,20 @@ class Watchdog(contextlib.AbstractContextManager):
 
     def _watch(self):
         tick = min(1.0, self._seconds / 4)
-        while not self._ended.wait(tick):
-            if self._watching:
-                self._left -= tick
-            if self._left <= 0:
-                faulthandler.dump_traceback()
-                print(
-                    f"error: nothing has moved for {self._seconds:g} seconds since "
-                    f"{self._where}: a device or another process hangs, or "
-                    "train.timeout is too short; the same command goes on from the "
-                    "last checkpoint",
-                    file=sys.stderr,
-                    flush=True,
-                )
-                os._exit(TRY_AGAIN)
+        left, moves = self._seconds, self._moves
+        while left > 0:
+            if self._ended.wait(tick):
+                return
+            if self._rests or self._moves != moves:
+                left, moves = self._seconds, self._moves
+            else:
+                left -= tick
+        faulthandler.dump_traceback()
+        print(
+            f"error: nothing has moved for {self._seconds:g} seconds since "
+            f"{self._where}: a device or another process hangs, or train.timeout is "
+            "too short; the same command goes on from the last checkpoint",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(TRY_AGAIN)

@@ -132,6 +132,8 @@ def agree(values: dict[str, Any]) -> None:
 def together() -> Iterator[None]:
     """What fails within on one process fails on all of them; all must come here.
 
+    Nothing may be shared within: who failed would share its failure with the others.
+
     Raises:
       ConfigError: that of this process, or what the others say of theirs.
     """

@@ -53,25 +53,22 @@ def train(settings: dict[str, Any], workdir: str | os.PathLike) -> int:
         options = experiments.train_options(settings)
         scoring = progress.options_of(settings)
         batch_fn = datasets.make_batches(settings, options.num_microbatches)
-        score_params = None
-        if scoring.every:
-            score_params = progress.make_scorer(settings, experiment, scoring)
+    score_params = None
+    if scoring.every:  # all of them make it, with what they share
+        score_params = progress.make_scorer(settings, experiment, scoring)
     workdir = Path(workdir)
     with contextlib.ExitStack() as stack:
         enter = stack.enter_context
         with cli.together():
+            opened = processes.Elsewhere(), _zeros(experiment), []
             if jax.process_index() == 0:
-                checkpoints, state, notes = _open(workdir, experiment, settings, stack)
-            else:
-                checkpoints, state, notes = (
-                    processes.Elsewhere(),
-                    _zeros(experiment),
-                    [],
-                )
+                opened = _open(workdir, experiment, settings, stack)
+        checkpoints, state, notes = opened
         state = processes.of_first(state)
         first = saved = int(state.step)
         if first >= options.num_steps:
-            print(f"{workdir} is already at step {first}: nothing to do")
+            done = f"{workdir} is already at step {first}: nothing to do"
+            processes.on_first(lambda: print(done))
             return 0
         state = parallel.replicate(state)  # as steps return it: one program, not two
         with cli.together():

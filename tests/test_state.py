@@ -107,3 +107,22 @@ def test_the_state_holds_no_buffer_twice():
     for _ in range(3):
         state, _ = step(state, batch(), KEY)
     assert state.step == 3
+
+
+def test_a_step_that_is_not_finite_changes_only_what_counts():
+    tx = optax.adam(optax.linear_schedule(0.1, 0.0, 10))
+    step = make_train_step(regression, tx, 0.9, skip_nonfinite=True)
+    good, _ = step(init_state(params(), tx), batch(), KEY)
+    spoilt = jax.tree.map(lambda x: x.at[0].set(jnp.nan), batch())
+    after, metrics = step(good, spoilt, KEY)
+    assert not np.isfinite(metrics["loss"])
+    for a, b in zip(jax.tree.leaves(good), jax.tree.leaves(after), strict=True):
+        counts = jnp.issubdtype(a.dtype, jnp.integer)
+        np.testing.assert_array_equal(a + 1 if counts else a, b)
+    plain = make_train_step(regression, tx, 0.9)
+    for a, b in zip(
+        jax.tree.leaves(plain(good, batch(), KEY)),
+        jax.tree.leaves(step(good, batch(), KEY)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)  # a good one is what it would be without

@@ -21,7 +21,9 @@ install_import_hook(["ddpm_jax.diffusion", "ddpm_jax.networks"], "beartype.beart
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-from ddpm_jax import experiment, train  # noqa: E402, after the hook
+from ddpm_jax import cli, experiment, train  # noqa: E402, after the hook
+
+cli._join = lambda args: None  # JAX is in use here: it is too late to join processes
 
 
 def once(make, key_of):

@@ -56,9 +56,6 @@ def train(workdir, *changes):
 def here(capsys, monkeypatch):
     """Command lines within this process: the function returns what `run` does."""
 
-    # JAX is in use here already, and these are alone.
-    monkeypatch.setattr(cli.processes, "initialize", lambda *given: None)
-
     def run_here(main, *args):
         line = [str(arg) for arg in args]
         monkeypatch.setattr(sys, "argv", [main.__name__, *line])

@@ -52,15 +52,20 @@ class Job:
       processes: the processes, of which `errors` holds the standard error.
     """
 
-    def __init__(self, folder, each, devices=1, places=None):
-        """Starts a process for each list of arguments, in the folders given."""
+    def __init__(self, folder, each, devices=1, places=None, cluster=None):
+        """Starts a process for each list of arguments.
+
+        Each starts in its folder of `places`. `cluster(index, port)` gives variables by
+        which it finds the others; else its arguments say where they are.
+        """
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
         self._files = []
         self.processes = []
         for index, (main, *args) in enumerate(each):
-            if len(each) > 1:
+            found = cluster(index, port) if cluster else {}
+            if len(each) > 1 and not cluster:
                 args += ["--coordinator", f"localhost:{port}"]
                 args += ["--num_processes", str(len(each)), "--process_id", str(index)]
             out = (folder / f"out_{index}").open("w+")
@@ -68,7 +73,7 @@ class Job:
             self._files += [out, error]
             process = subprocess.Popen(
                 [sys.executable, "-m", f"ddpm_jax.{main}", *map(str, args)],
-                env={**environment(devices), "PYTHONPATH": os.getcwd()},
+                env={**environment(devices), "PYTHONPATH": os.getcwd(), **found},
                 cwd=places[index] if places else None,
                 stdout=out,
                 stderr=error,

@@ -179,6 +179,24 @@ def test_what_one_checks_for_all_fails_on_all(tmp_path):
             assert "a.bad" in process.error.read_text()
 
 
+def slurm(index, port):
+    """The variables of a task; JAX derives the port from the number of the job."""
+    return {
+        "SLURM_JOB_ID": str(port % 4096),
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_STEP_NUM_NODES": "1",
+        "SLURM_NTASKS": "2",
+        "SLURM_PROCID": str(index),
+        "SLURM_LOCALID": str(index),
+    }
+
+
+def test_under_slurm_processes_find_each_other(tmp_path):
+    arguments = training(tmp_path / "run", "train.num_steps=1")
+    said = run(tmp_path, [arguments] * 2, cluster=slurm)
+    assert "on 2 devices of 2 processes" in said
+
+
 def test_process_arguments_belong_together():
     with pytest.raises(ValueError, match="belong together"):
         processes.initialize("localhost:1234", None, 0)

@@ -98,7 +98,7 @@ def run(main: Callable[[argparse.Namespace], int | None], args) -> NoReturn:
     try:
         _join(args)
         _cache_programs()
-        agree({"command": _shared(sys.argv), "ddpm_jax": VERSION})
+        agree({"ddpm_jax": VERSION, **_shared(sys.argv[1:])})
         code = main(args)
     except KeyboardInterrupt:
         code = _failed("interrupted", 130)
@@ -164,18 +164,25 @@ def _join(args) -> None:
         raise ConfigError(f"cannot join the processes: {one_line(error)}") from error
 
 
-def _shared(argv: list[str]) -> list[str]:
-    """The arguments that are the same on all processes."""
-    own = [i for i, text in enumerate(argv) if text.startswith("--process_id")]
-    values = [i + 1 for i in own if argv[i] == "--process_id"]
-    return [text for i, text in enumerate(argv[1:], 1) if i not in {*own, *values}]
+def _shared(argv: list[str]) -> dict[str, str]:
+    """The arguments that are to be the same on all processes, by name."""
+    given, name = {}, "arguments"
+    for text in argv:
+        if text.startswith("--"):
+            name, _, text = text.partition("=")
+            given[name] = ""
+        given[name] = f"{given.get(name, '')} {text}".strip()
+    given.pop("--process_id", None)
+    return given
 
 
 def _failed(text: str, code: int) -> int:
     """Says what went wrong; one of several processes ends here and now."""
-    print(text, file=sys.stderr)
-    if jax.distributed.is_initialized() and jax.process_count() > 1:
-        processes.abandon(code)
+    try:
+        print(text, file=sys.stderr)
+    finally:  # also where nobody reads it any more
+        if jax.distributed.is_initialized() and jax.process_count() > 1:
+            processes.abandon(code)
     return code
 
 
@@ -189,13 +196,16 @@ def _of_device(error: jax.errors.JaxRuntimeError) -> tuple[str, int]:
             f"--plan tells what they take); {one_line(error)[:200]}",
             1,
         )
-    said = traceback.format_exc()
     if jax.process_count() > 1:
-        said += "error: another process or a device was lost: start all of them again"
-    elif status in _OF_MACHINES:
-        said += "error: a device failed: start the same command again"
-    else:
+        return (
+            "error: another process or a device was lost: start all of them again; "
+            f"{one_line(error)[:200]}",
+            processes.TRY_AGAIN,
+        )
+    said = traceback.format_exc()
+    if status not in _OF_MACHINES:
         return said, 1
+    said += "error: a device failed: start the same command again"
     return said, processes.TRY_AGAIN
 
 

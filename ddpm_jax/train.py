@@ -59,6 +59,7 @@ def train(settings: dict[str, Any], workdir: str | os.PathLike) -> int:
     workdir = Path(workdir)
     with contextlib.ExitStack() as stack:
         enter = stack.enter_context
+        stop = enter(Stop())
         with cli.together():
             opened = processes.Elsewhere(), _zeros(experiment), []
             if jax.process_index() == 0:
@@ -100,7 +101,6 @@ def train(settings: dict[str, Any], workdir: str | os.PathLike) -> int:
             skip=skip,
         )
         watchdog = enter(Watchdog(options.timeout))
-        stop = enter(Stop())
         batches = enter(closing(pipeline.prefetch(batch_fn, first, options.num_steps)))
         for step, batch in enumerate(batches, first + 1):
             state, metrics, votes = train_step(state, batch, train_key, stop.asked)
@@ -115,9 +115,11 @@ def train(settings: dict[str, Any], workdir: str | os.PathLike) -> int:
             except NonFiniteError as error:
                 with cli.together():
                     checkpoints.wait()
-                good = f"the last is of step {saved}" if saved else "there is none yet"
+                good = "there is no checkpoint yet"
+                if saved:
+                    good = f"the last checkpoint is of step {saved}"
                 raise ConfigError(
-                    f"{error}; of checkpoints, {good}: run again with a smaller "
+                    f"{error}; {good}: run again with a smaller "
                     "optimizer.learning_rate or clip_norm, or let train.max_skipped "
                     "such steps change nothing"
                 ) from error

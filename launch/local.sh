@@ -37,6 +37,8 @@ set -m
 pids=()
 killer=
 stopped=
+# Its groups may be others' by then.
+trap '[ -z "$killer" ] || kill -s KILL -- "-$killer" 2>/dev/null' EXIT
 
 # Passes a signal on. What waits for the others in a collective cannot answer: that is
 # ended after GRACE seconds.

@@ -230,7 +230,7 @@ DIVERGING = (
 def test_a_loss_that_is_not_finite_stops_at_once(tmp_path):
     """Nothing of it reaches a checkpoint."""
     settings = small(*DIVERGING, "train.save_every=1")
-    message = r"(nan|inf) at step 2; of checkpoints, the last is of step 1: run again"
+    message = r"(nan|inf) at step 2; the last checkpoint is of step 1: run again"
     with pytest.raises(ConfigError, match=message):
         train.train(settings, tmp_path)
     assert int(final_state(tmp_path).step) == 1

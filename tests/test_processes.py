@@ -6,6 +6,7 @@ Two processes of two fake devices each, joined over loopback.
 import json
 import shutil
 import signal
+import socket
 from pathlib import Path
 
 import jax
@@ -119,7 +120,7 @@ def test_other_commands_are_refused_by_all(tmp_path):
         assert job.wait() == [1, 1]
         for process in job.processes:
             said = process.error.read_text().strip().splitlines()[-1]
-            assert said.startswith("error: command is ") and "seed=1" in said
+            assert said.startswith("error: --config.seed is 0 on process 0 and 1 on p")
     assert not (tmp_path / "run").exists()
 
 
@@ -165,7 +166,7 @@ def test_a_loss_that_is_not_finite_ends_all_after_the_save(tmp_path):
     with Job(tmp_path, [training(workdir, *changes)] * 2) as job:
         assert job.wait() == [1, 1], job.said()
         for process in job.processes:
-            assert "at step 2; of checkpoints, the last is of step 1" in (
+            assert "at step 2; the last checkpoint is of step 1" in (
                 process.error.read_text()
             )
     assert int(final_state(workdir).step) == 1
@@ -200,6 +201,17 @@ def test_under_slurm_processes_find_each_other(tmp_path):
 def test_process_arguments_belong_together():
     with pytest.raises(ValueError, match="belong together"):
         processes.initialize("localhost:1234", None, 0)
+    with pytest.raises(ValueError, match="must be HOST:PORT, got 'localhost'"):
+        processes.initialize("localhost", 2, 0)
+
+
+def test_a_port_that_is_taken_is_named():
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(OSError, match=f"port {port} is in use"):
+            processes.initialize(f"localhost:{port}", 2, 0)
 
 
 def test_alone_there_is_nothing_to_share():

@@ -142,8 +142,8 @@ def test_records_go_on_where_the_state_does(tmp_path):
     for step in (1, 2, 3):
         writer.metrics(step, {"loss": step / 2})
     writer.close()
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 4, "lo')
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(b'\xff\xfe\n{"step": 4, "lo')
     writer = Writer(tmp_path, 2, 10)
     writer.metrics(3, {"loss": 9.0})
     writer.picture(3, "samples", np.zeros((4, 4, 1), np.uint8))

@@ -161,7 +161,8 @@ class Checkpoints(contextlib.AbstractContextManager):
             return state, [self._put_aside(*item) for item in damaged.items()]
         if damaged:
             raise OSError(
-                f"there is no checkpoint to go on from: {damaged.popitem()[1]}"
+                f"there is no checkpoint to go on from: {'; '.join(damaged.values())}: "
+                "restore one of them, or choose another --workdir"
             )
         return None, []
 

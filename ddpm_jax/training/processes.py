@@ -5,6 +5,7 @@ Whoever shares something here waits for all others to do the same, in the same o
 """
 
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from jax.experimental.multihost_utils import broadcast_one_to_all, process_allga
 # The exit code that asks for being started again (EX_TEMPFAIL of sysexits.h).
 TRY_AGAIN = 75
 
+# At the start the others are waited for so long, and then JAX ends the process.
+_START_SECONDS = 300
 # One that has not answered for so long is given up, and all others end.
 _HEARTBEAT_SECONDS = 30
 # At the end the others wait so long for process 0 to finish its files.
@@ -29,8 +32,7 @@ def initialize(
     """Joins this process to the others, where there are any.
 
     Without arguments, JAX finds them on TPU pods (Google Cloud and GKE), under SLURM
-    and Open MPI; elsewhere the process stays alone. If the others do not come within
-    five minutes, JAX ends the process and says so.
+    and Open MPI; elsewhere the process stays alone.
 
     Args:
       coordinator: "HOST:PORT" of process 0.
@@ -39,7 +41,7 @@ def initialize(
 
     Raises:
       ValueError: if only some of the three are given, or they make no sense.
-      RuntimeError: if there is no joining, as where the port is taken.
+      OSError: if the port is taken.
     """
     given = [x is not None for x in (coordinator, num_processes, process_id)]
     if any(given) and not all(given):
@@ -47,7 +49,14 @@ def initialize(
             "--coordinator, --num_processes and --process_id belong together"
         )
     if any(given):
-        print(f"waiting for {num_processes} processes at {coordinator}", flush=True)
+        port = _port(coordinator)
+        if process_id == 0:
+            _check_free(port)
+        print(
+            f"waiting for {num_processes} processes at {coordinator}, at most "
+            f"{_START_SECONDS // 60} minutes",
+            flush=True,
+        )
     # Until a run listens to signals, one is to end the process, as ever.
     jax.config.update("jax_enable_preemption_service", False)
     try:
@@ -55,6 +64,7 @@ def initialize(
             coordinator,
             num_processes,
             process_id,
+            initialization_timeout=_START_SECONDS,
             heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
         )
@@ -106,6 +116,23 @@ def abandon(code: int) -> NoReturn:
     if jax.process_index() == 0:  # the others depend on it: they may say their part
         time.sleep(2)
     os._exit(code)
+
+
+def _port(coordinator: str) -> int:
+    port = coordinator.rpartition(":")[2]
+    if ":" not in coordinator or not port.isdigit():
+        raise ValueError(f"--coordinator must be HOST:PORT, got {coordinator!r}")
+    return int(port)
+
+
+def _check_free(port: int) -> None:
+    """JAX would end with a stack of its own."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            raise OSError(f"port {port} is in use: choose another") from error
 
 
 class Elsewhere:

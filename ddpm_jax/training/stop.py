@@ -12,7 +12,7 @@ _LAG = 3
 
 
 class Stop(contextlib.AbstractContextManager):
-    """Notes SIGTERM and Ctrl-C, so that a step and its checkpoint can be finished.
+    """Notes SIGTERM, SIGHUP and Ctrl-C, so that a step can be finished and saved.
 
     A signal may reach one process only: each step carries the vote of every process,
     and all read the same result at the same step.
@@ -26,7 +26,10 @@ class Stop(contextlib.AbstractContextManager):
         self._before = {}
         self._votes = deque()
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+            numbers = [signal.SIGTERM, signal.SIGINT]
+            if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup sets it
+                numbers.append(signal.SIGHUP)
+            for number in numbers:
                 self._before[number] = signal.signal(number, self._note)
 
     @property
@@ -49,7 +52,8 @@ class Stop(contextlib.AbstractContextManager):
     def _note(self, number, frame):
         self.signal = number
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        print("stopping after this step; Ctrl-C again to stop at once", flush=True)
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            print("stopping after this step; Ctrl-C again to stop at once", flush=True)
 
     def __exit__(self, *exception):
         for number, handler in self._before.items():

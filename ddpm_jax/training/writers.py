@@ -1,5 +1,6 @@
 """Records of a run: `metrics.jsonl`, TensorBoard event files, pictures, a terminal."""
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -56,7 +57,8 @@ class Writer:
 
     def line(self, text: str) -> None:
         """Writes a line to the terminal, above the progress bar."""
-        self._bar.write(text)
+        with contextlib.suppress(BrokenPipeError):  # a run outlives its terminal
+            self._bar.write(text)
 
     def close(self) -> None:
         """Finishes the records."""
@@ -68,7 +70,7 @@ def _forget_after(path: Path, step: int) -> None:
     """Takes out the lines of later steps, which will be written again."""
     if not path.exists():
         return
-    lines = path.read_text().splitlines(keepends=True)
+    lines = path.read_text(errors="replace").splitlines(keepends=True)
     kept = [line for line in lines if line.endswith("\n") and _step_of(line) <= step]
     if kept != lines:
         with whole(path) as partial:

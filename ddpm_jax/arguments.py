@@ -76,6 +76,7 @@ def model(args: argparse.Namespace) -> Model:
 def _same_step(args):
     """The step of the checkpoint for all processes: a run may be saving meanwhile."""
     with cli.together():
+        runs.read_config(args.workdir)
         step = runs.find_step(args.workdir, args.step)
     return int(processes.gather(str(step))[0])
 

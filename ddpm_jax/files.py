@@ -32,10 +32,25 @@ def whole(path: str | os.PathLike) -> Iterator[Path]:
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keeps others who ask for it out of a folder, which must be there."""
-    # A file that is open for writing: NFS locks no folders.
-    with (folder / ".ddpm_jax.lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    path = folder / ".ddpm_jax.lock"  # a file that is written: NFS locks no folders
+    while True:
+        with path.open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if not _is_at(path, file):
+                continue  # who held it before has taken it away
+            try:
+                yield
+            finally:
+                path.unlink()
+            return
+
+
+def _is_at(path: Path, file) -> bool:
+    """Whether an open file still has that name."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:

@@ -170,7 +170,7 @@ def test_a_part_that_cannot_be_read_now_is_not_thrown_away(
     assert path.is_file()
 
 
-@pytest.mark.parametrize("devices, processes", [(4, 1), (1, 2)])
+@pytest.mark.parametrize("devices, processes", [(4, 1), (2, 2)])
 def test_devices_and_processes_give_the_same_numbers(
     workdir, tmp_path, devices, processes
 ):

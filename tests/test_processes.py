@@ -67,25 +67,15 @@ def test_two_go_on_bit_for_bit(workdir, tmp_path):
     )
 
 
-def test_two_sample_and_evaluate_as_one(workdir, tmp_path):
-    """Five samples, which four devices cannot share equally."""
-    found = {}
+def test_two_sample_as_one(workdir, tmp_path):
+    """Five samples, which four devices cannot share equally; test_evaluate has scores."""
+    drawn = []
     for name, count, devices in (("one", 1, 1), ("two", 2, 2)):
-        images, scores = tmp_path / f"{name}.npz", tmp_path / f"{name}.json"
-        given = ["--workdir", workdir, "--num", 5]
-        run(tmp_path, [["sample", *given, "--out", images]] * count, devices)
-        how = ["--metrics", "fd,kid", "--features", "pixels", "--out", scores]
-        run(tmp_path, [["evaluate", *given, *how]] * count, devices)
-        scored = json.loads(scores.read_text())
-        found[name] = (
-            np.load(images)["images"],
-            {s["metric"]: s["value"] for s in scored},
-        )
-    (images, scores), (others, other_scores) = found.values()
-    assert np.abs(images.astype(int) - others).max() <= 1
-    assert {*scores} == {*other_scores} and scores
-    for metric, value in scores.items():
-        np.testing.assert_allclose(value, other_scores[metric], rtol=1e-3)
+        out = tmp_path / f"{name}.npz"
+        given = ["sample", "--workdir", workdir, "--num", 5, "--out", out]
+        run(tmp_path, [given] * count, devices)
+        drawn.append(np.load(out)["images"].astype(int))
+    assert drawn[0].shape[0] == 5 and np.abs(drawn[0] - drawn[1]).max() <= 1
 
 
 LONG = ("train.num_steps=100000", "train.save_every=10", "train.log_every=1000")

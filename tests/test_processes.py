@@ -68,7 +68,7 @@ def test_two_go_on_bit_for_bit(workdir, tmp_path):
 
 
 def test_two_sample_as_one(workdir, tmp_path):
-    """Five samples, which four devices cannot share equally; test_evaluate has scores."""
+    """Five samples, which four devices cannot share; scores are in test_evaluate."""
     drawn = []
     for name, count, devices in (("one", 1, 1), ("two", 2, 2)):
         out = tmp_path / f"{name}.npz"

@@ -6,6 +6,7 @@ is a few lines of bash, which see $ME (which process), $N (its runs so far) and 
 """
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -172,7 +173,10 @@ class Fake:
         """A script that runs until the end of the block, at most."""
         how = self._how(script, args, env)
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        with subprocess.Popen(**how, **streams, start_new_session=True) as process:
+        # In the background Ctrl-C may be ignored, and then bash could not trap it.
+        heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        streams |= {"start_new_session": True, "preexec_fn": heard}
+        with subprocess.Popen(**how, **streams) as process:
             try:
                 yield process
             finally:

@@ -6,7 +6,6 @@ is a few lines of bash, which see $ME (which process), $N (its runs so far) and 
 """
 
 import contextlib
-import functools
 import json
 import os
 import re
@@ -27,6 +26,12 @@ SCRIPTS = sorted(
     path.name for path in LAUNCH.iterdir() if path.suffix in (".sh", ".sbatch")
 )
 STARTED_BY_HAND = [name for name in SCRIPTS if name != "contract.sh"]
+# In the background Ctrl-C may be ignored, and what is begun there could not trap it.
+HEARD = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
 MAIN = ("ddpm_jax.train", "--config", "a b.py", "--workdir", "/runs/it's")
 
 RECORD = """
@@ -173,10 +178,8 @@ class Fake:
         """A script that runs until the end of the block, at most."""
         how = self._how(script, args, env)
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        # In the background Ctrl-C may be ignored, and then bash could not trap it.
-        heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-        streams |= {"start_new_session": True, "preexec_fn": heard}
-        with subprocess.Popen(**how, **streams) as process:
+        how["args"] = [sys.executable, "-c", HEARD, *how["args"]]
+        with subprocess.Popen(**how, **streams, start_new_session=True) as process:
             try:
                 yield process
             finally:

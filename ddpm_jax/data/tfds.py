@@ -51,13 +51,14 @@ class _Records:
     def _read(self, indices):
         try:
             return self.records.__getitems__(indices)
+        except MemoryError:  # says nothing of the record
+            raise
         except Exception as error:  # PIL and ArrayRecord raise anything on such bytes
             if len(indices) > 1:
                 return [record for index in indices for record in self._read([index])]
             raise OSError(
                 f"record {indices[0]} of {self.name} cannot be decoded ({error}): "
-                "prepare the data set again, or leave the record out, as in "
-                f"--config.data.split='train[:{indices[0]}]'"
+                "prepare the data set again; the same command goes on then"
             ) from error
 
 

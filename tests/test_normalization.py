@@ -38,7 +38,11 @@ def test_values_and_gradients_are_flax(x64, activation):
     given = drawn(jnp.float64)
     dy = jax.random.normal(KEYS[2], given[0].shape, jnp.float64)
     value, pull = jax.vjp(lambda *a: flax(*a, activation), *given)
-    ours, our_pull = jax.vjp(lambda *a: group_norm(*a, GROUPS, EPS, activation), *given)
+
+    def of_parts(x, *rest):  # a border within a group
+        return group_norm((x[..., :3], x[..., 3:]), *rest, GROUPS, EPS, activation)
+
+    ours, our_pull = jax.vjp(of_parts, *given)
     np.testing.assert_allclose(ours, value, rtol=1e-10, atol=1e-10)
     for a, b in zip(our_pull(dy), pull(dy), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
@@ -56,7 +60,9 @@ def test_the_module_is_flax_with_its_parameters():
     np.testing.assert_allclose(ours.apply(params, x), expected, atol=1e-5)
     # Dhariwal & Nichol (2021), Eq. 2: of each example, on top.
     adapted = expected * (1 + scale[:, None, None]) + shift[:, None, None]
-    np.testing.assert_allclose(ours.apply(params, x, scale, shift), adapted, atol=2e-5)
+    np.testing.assert_allclose(
+        ours.apply(params, x, scale=scale, shift=shift), adapted, atol=2e-5
+    )
 
 
 @pytest.mark.parametrize("name", ["_one_pass", "_two_passes"])
@@ -65,7 +71,9 @@ def test_digits_that_a_large_mean_costs(name, ratio):
     """One pass: 1e-7 (1 + mean² / var) of the variance; two passes: none."""
     with jax.enable_x64(True):
         x = np.asarray(drawn(jnp.float64, 2.0 * ratio)[0])
-    mean, rstd = getattr(normalization, name)(jnp.float32(x), GROUPS, EPS)
+    mean, rstd = getattr(normalization, name)(
+        *jnp.split(jnp.float32(x), [3], axis=-1), num_groups=GROUPS, eps=EPS
+    )
     grouped = np.float32(x).astype(np.float64).reshape(3, 20, GROUPS, 2)
     expected = 1 / np.sqrt(grouped.var((1, 3)) + EPS)
     error = np.abs(rstd[:, ::2] / expected - 1).max()
@@ -77,16 +85,16 @@ def test_digits_that_a_large_mean_costs(name, ratio):
 def test_a_constant_group_stays_finite():
     x = jnp.full((2, 4, 4, 8), 1e4)
     for statistics in (normalization._one_pass, normalization._two_passes):
-        mean, rstd = statistics(x, GROUPS, 1e-6)
+        mean, rstd = statistics(x, num_groups=GROUPS, eps=1e-6)
         assert np.isfinite(rstd).all() and np.abs(mean - 1e4).max() < 1e-1
-    out = group_norm(x, jnp.ones((2, 8)), jnp.zeros((2, 8)), GROUPS, 1e-6)
+    out = group_norm((x,), jnp.ones((2, 8)), jnp.zeros((2, 8)), GROUPS, 1e-6)
     np.testing.assert_allclose(out, 0, atol=1e-1)
 
 
 def test_bfloat16_has_float32_statistics():
     x, scale, shift = drawn(jnp.float32, mean=20.0)
     x = x.astype(jnp.bfloat16)
-    out = group_norm(x, scale, shift, GROUPS, EPS)
+    out = group_norm((x,), scale, shift, GROUPS, EPS)
     assert out.dtype == jnp.bfloat16
     exact = flax(x.astype(jnp.float32), scale, shift, lambda h: h)
     # Only the result is rounded, to 8 bits.

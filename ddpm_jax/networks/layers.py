@@ -52,6 +52,8 @@ def sinusoid(
 class ResBlock(nn.Module):
     """norm, SiLU, conv; + time; norm, SiLU, dropout, conv to zero; + shortcut.
 
+    It is called with the parts of its input, whose channels lie one behind the other.
+
     Attributes:
       features: output channels.
       dropout: rate, before the second convolution.
@@ -72,11 +74,11 @@ class ResBlock(nn.Module):
     resample: Callable[[jax.Array], jax.Array] | None = None
 
     @nn.compact
-    def __call__(self, x, time, seeds=None):
+    def __call__(self, parts, time, seeds=None):
         def norm(name):
             return GroupNorm(self.num_groups, self.norm_eps, nn.silu, name=name)
 
-        h = norm("norm1")(x)
+        h = norm("norm1")(*parts)
         convolve = doubled_conv_3x3 if self.resample is upsample else conv_3x3
         if self.resample is downsample:
             h = downsample(h)
@@ -84,11 +86,13 @@ class ResBlock(nn.Module):
         width = 2 * self.features if self.scale_shift else self.features
         time = dense(width, time.dtype, name="time_proj")(nn.silu(time))
         if self.scale_shift:
-            h = norm("norm2")(h, *jnp.split(time, 2, axis=-1))
+            scale, shift = jnp.split(time, 2, axis=-1)
+            h = norm("norm2")(h, scale=scale, shift=shift)
         else:
             h = norm("norm2")(h + time.astype(h.dtype)[:, None, None, :])
         h = dropout(h, self.dropout, seeds, "/".join(self.path))
         h = Conv3x3(self.features, self.dtype, scale=0.0, name="conv2")(h)
+        x = jnp.concatenate(parts, axis=-1)
         if self.resample is not None:
             x = self.resample(x)
         if x.shape[-1] != self.features:
@@ -119,8 +123,11 @@ class Attention(nn.Module):
         q, k, v = (
             dense(channels, self.dtype, name=name)(h).reshape(tokens) for name in "qkv"
         )
-        # The weights, a number for each pair of pixels, are not kept for the gradient.
-        attend = jax.checkpoint(jax.nn.dot_product_attention)
+        attend = jax.nn.dot_product_attention
+        # A weight for each pair of pixels and head: where these are more than q, k, v
+        # and the result, the gradient computes them again instead of keeping them.
+        if self.num_heads * height * width > 4 * channels:
+            attend = jax.checkpoint(attend)
         h = attend(q, k, v).reshape(x.shape)
         return x + dense(channels, self.dtype, scale=0.0, name="proj_out")(h)
 

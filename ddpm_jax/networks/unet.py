@@ -121,7 +121,7 @@ class UNet(nn.Module):
         out_channels = (2 if self.learned_variance else 1) * x.shape[-1]
         part = nn.remat if self.remat else lambda layer: layer
 
-        def res_block(h, features, name, resample=None):
+        def res_block(parts, features, name, resample=None):
             block = part(layers.ResBlock)(
                 features,
                 self.dropout,
@@ -132,7 +132,7 @@ class UNet(nn.Module):
                 resample,
                 name=name,
             )
-            return block(h, time, masks)
+            return block(parts, time, masks)
 
         def attention(h, name):
             heads = self.num_heads
@@ -142,9 +142,9 @@ class UNet(nn.Module):
                 heads, self.num_groups, self.norm_eps, dtype, name=name
             )(h)
 
-        def level_block(h, level, name):
+        def level_block(parts, level, name):
             features = self.channels * self.channel_mults[level]
-            h = res_block(h, features, f"{name}_block")
+            h = res_block(parts, features, f"{name}_block")
             if min(h.shape[1:3]) in self.attention_resolutions:
                 h = attention(h, f"{name}_attn")
             return h
@@ -153,29 +153,28 @@ class UNet(nn.Module):
         kept = [h]
         for level in range(last + 1):
             for j in range(self.num_res_blocks):
-                h = level_block(h, level, f"down_{level}_{j}")
+                h = level_block([h], level, f"down_{level}_{j}")
                 kept.append(h)
             if level != last:
                 name = f"down_{level}_downsample"
                 if self.residual_resample:
-                    h = res_block(h, h.shape[-1], name, layers.downsample)
+                    h = res_block([h], h.shape[-1], name, layers.downsample)
                 else:
                     pad = self.symmetric_padding
                     h = layers.Downsample(pad, dtype, name=name)(h)
                 kept.append(h)
 
-        h = res_block(h, h.shape[-1], "mid_0_block")
+        h = res_block([h], h.shape[-1], "mid_0_block")
         h = attention(h, "mid_attn")
-        h = res_block(h, h.shape[-1], "mid_1_block")
+        h = res_block([h], h.shape[-1], "mid_1_block")
 
         for level in reversed(range(last + 1)):
             for j in range(self.num_res_blocks + 1):
-                h = jnp.concatenate([h, kept.pop()], axis=-1)
-                h = level_block(h, level, f"up_{level}_{j}")
+                h = level_block([h, kept.pop()], level, f"up_{level}_{j}")
             if level != 0:
                 name = f"up_{level}_upsample"
                 if self.residual_resample:
-                    h = res_block(h, h.shape[-1], name, layers.upsample)
+                    h = res_block([h], h.shape[-1], name, layers.upsample)
                 else:
                     h = layers.Upsample(dtype, name=name)(h)
 

@@ -68,19 +68,32 @@ def _forward(parts, scale, shift, num_groups, eps, activation):
 
 
 def _backward(num_groups, eps, activation, kept, dy):
-    parts, mean, rstd, scale, shift = kept
-    x = _joined(parts)
-    normalised = (x.astype(mean.dtype) - _over(mean)) * _over(rstd)
-    _, pull = jax.vjp(activation, normalised * _over(scale) + _over(shift))
-    (g,) = pull(dy.astype(mean.dtype))
-    dshift, dscale = jnp.sum(g, (1, 2)), jnp.sum(g * normalised, (1, 2))
-    num_pixels = x.shape[1] * x.shape[2]
-    mean_g = _group_mean(scale * dshift, num_groups) / num_pixels
-    mean_gx = _group_mean(scale * dscale, num_groups) / num_pixels
-    dx = g * _over(scale) - _over(mean_g) - normalised * _over(mean_gx)
-    dx = (dx * _over(rstd)).astype(x.dtype)
-    borders = np.cumsum([part.shape[-1] for part in parts])[:-1]
-    return tuple(jnp.split(dx, borders, axis=-1)), dscale, dshift
+    parts, *of_channels = kept
+    cut = functools.partial(_cut, parts=parts)
+    mean, rstd, scale, shift = map(cut, of_channels)
+
+    def through(x, dy, mean, rstd, scale, shift):
+        """G and x̂ of a part."""
+        normalised = (_precise(x) - _over(mean)) * _over(rstd)
+        _, pull = jax.vjp(activation, normalised * _over(scale) + _over(shift))
+        return *pull(dy.astype(normalised.dtype)), normalised
+
+    passed = list(map(through, parts, cut(dy), mean, rstd, scale, shift))
+    dshift = _joined([jnp.sum(g, (1, 2)) for g, _ in passed])
+    dscale = _joined([jnp.sum(g * normalised, (1, 2)) for g, normalised in passed])
+    num_pixels = dy.shape[1] * dy.shape[2]
+    mean_g, mean_gx = (
+        cut(_group_mean(of_channels[2] * d, num_groups) / num_pixels)
+        for d in (dshift, dscale)
+    )
+
+    def gradient(passed, rstd, scale, mean_g, mean_gx):
+        g, normalised = passed
+        dx = g * _over(scale) - _over(mean_g) - normalised * _over(mean_gx)
+        return (dx * _over(rstd)).astype(dy.dtype)
+
+    dx = tuple(map(gradient, passed, rstd, scale, mean_g, mean_gx))
+    return dx, dscale, dshift
 
 
 group_norm.defvjp(_forward, _backward)
@@ -112,6 +125,12 @@ def _one_pass(*parts, num_groups, eps):
 
 def _precise(x):
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _cut(x, parts):
+    """The channels of x as they lie in parts."""
+    borders = np.cumsum([part.shape[-1] for part in parts])[:-1]
+    return jnp.split(x, borders, axis=-1)
 
 
 def _joined(parts):

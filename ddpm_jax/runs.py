@@ -35,6 +35,7 @@ MAY_CHANGE = (
     "train.num_samples",
     "train.keep",
     "train.max_skipped",
+    "train.steps_per_call",
     "train.timeout",
 )
 

@@ -58,6 +58,7 @@ train._train_step = once(
         options.ema_decay,
         options.num_microbatches,
         options.max_skipped > 0,
+        options.steps_per_call,
     ),
 )
 

@@ -80,6 +80,7 @@ class Experiment(NamedTuple):
       learning_rate: as a function of the number of updates.
       loss_fn: (params, host batch, key) -> (loss, metrics).
       sample_fn: (params, keys, labels or None) -> images, with all of these.
+      picture_fn: the same as uint8 pixels, a quarter of what leaves the devices.
     """
 
     schedule: schedules.Schedule
@@ -94,6 +95,7 @@ class Experiment(NamedTuple):
     learning_rate: Callable
     loss_fn: Callable
     sample_fn: Callable
+    picture_fn: Callable
 
     @property
     def network_calls(self) -> int:
@@ -160,6 +162,7 @@ def build(config: dict[str, Any]) -> Experiment:
             params, _on_device(batch, num_classes), key
         ),
         sample_fn=sample_fn,
+        picture_fn=lambda *given: images.to_uint8(sample_fn(*given)),
     )
     _trace(experiment)
     return experiment

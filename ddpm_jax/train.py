@@ -223,13 +223,12 @@ def _train_step(experiment, options):
 
 def _save_picture(experiment, options, workdir, writer):
     """A function that draws samples from the averaged parameters into a grid."""
-    sample_fn = parallel.parallel_map(experiment.sample_fn, options.num_samples)
+    sample_fn = parallel.parallel_map(experiment.picture_fn, options.num_samples)
     keys = experiments.sample_keys(0, options.num_samples)
     labels = experiments.sample_labels(experiment.num_classes, options.num_samples)
 
     def save_picture(step, state):
-        drawn = sample_fn(state.ema_params, keys, labels)
-        picture = images.grid(images.to_uint8(drawn))
+        picture = images.grid(sample_fn(state.ema_params, keys, labels))
         path = workdir / "samples" / f"step_{step:08}.png"
         processes.on_first(lambda: images.save_png(path, picture))
         writer.picture(step, "samples", picture)

@@ -180,9 +180,25 @@ def test_samples_do_not_depend_on_devices_or_batches(params, num):
     params = jax.tree.map(lambda p: p + 0.1, params)
     keys, labels = jax.random.split(KEY, num), np.arange(num) % 3
     alone = jax.jit(sample_fn)(params, keys, labels)
-    shared = parallel.parallel_map(sample_fn, batch_size=10)(params, keys, labels)
+    shared = parallel.parallel_map(sample_fn, batch_size=2)(params, keys, labels)
     assert shared.shape == (num, *SHAPE)
     np.testing.assert_allclose(alone, shared, atol=1e-4)
+
+
+def test_a_batch_is_so_many_on_each_device():
+    """And no more than there are, shared equally."""
+    for num, batch_size, parts in ((70, 3, [24, 24, 22]), (9, 3, [9]), (5, 64, [5])):
+        treated = []
+        found = parallel.in_batches(
+            lambda x, treated=treated: treated.append(len(x)) or x,
+            num,
+            batch_size,
+            "",
+        )
+        found = [*found]
+        assert [len(x) for x in found] == parts
+        np.testing.assert_array_equal(np.concatenate(found), np.arange(num))
+        assert max(treated) == min(batch_size, -(-num // 8)) * 8
 
 
 def test_sampling_exchanges_nothing_between_devices(params):

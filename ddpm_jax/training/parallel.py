@@ -142,7 +142,8 @@ def in_batches(
     Args:
       fn: positions [part] -> results of these examples, a tree of arrays [part, ...].
       num: how many examples.
-      batch_size: how many at a time; made a multiple of all devices.
+      batch_size: the most at a time on each device, so that more devices take less
+        time; fewer where all share them at once.
       title: of the progress bar, which shows the batches where there are several.
       keep: called as keep(positions, compute) for each part; it returns compute(), or
         what that returned before.
@@ -151,7 +152,7 @@ def in_batches(
       NumPy results [batch, ...]; those of the last batch may be fewer.
     """
     devices, processes = jax.local_device_count(), jax.process_count()
-    part = -(-min(batch_size, num) // (devices * processes)) * devices
+    part = min(batch_size, -(-num // (devices * processes))) * devices
     starts = range(0, num, part * processes)
     quiet = True if len(starts) == 1 or jax.process_index() else None
     for start in tqdm(starts, title, unit="batch", disable=quiet):  # None: on terminals

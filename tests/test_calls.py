@@ -2,8 +2,11 @@
 
 import itertools
 
+import jax
 import pytest
+from tiny import tiny
 
+from ddpm_jax import experiment, train
 from ddpm_jax.training import calls
 
 
@@ -33,3 +36,18 @@ def test_a_call_is_long_enough_for_its_host_and_short_enough_for_a_stop():
     assert 1 < steps <= 8
     assert calls.steps_per_call(1315, 100 * flops) == 1
     assert calls.steps_per_call(1315, flops / 100) == 8
+
+
+@pytest.mark.parametrize(
+    "given, processes, backend, expected",
+    [(None, 1, "gpu", 1), (None, 2, "cpu", 1), (None, 2, "gpu", 8), (3, 2, "cpu", 3)],
+)
+def test_several_processes_with_accelerators_take_several_steps_a_call(
+    monkeypatch, given, processes, backend, expected
+):
+    monkeypatch.setattr(jax, "process_count", lambda: processes)
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    settings = tiny()
+    options = experiment.train_options(settings)._replace(steps_per_call=given)
+    built = experiment.build(settings)
+    assert train._with_calls(options, built, 16).steps_per_call == expected

@@ -85,7 +85,7 @@ class Job:
         deadline = time.monotonic() + timeout
         return [p.wait(max(0, deadline - time.monotonic())) for p in self.processes]
 
-    def wait_for(self, path, timeout=120):
+    def wait_for(self, path, timeout=200):
         """Waits until a file is there."""
         deadline = time.monotonic() + timeout
         while not path.exists():

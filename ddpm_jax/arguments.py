@@ -98,6 +98,16 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     add("--variance", help="of ddpm: fixed_small, fixed_large or learned_range")
 
 
+def add_batch_size(parser: argparse.ArgumentParser) -> None:
+    """Adds the argument that says how much a device treats at once."""
+    parser.add_argument(
+        "--batch_size",
+        type=int,
+        default=64,
+        help="images at a time on each device, as its memory allows (default: 64)",
+    )
+
+
 def sampling(settings: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     """Returns the model's config with what the arguments change in its sections.
 

@@ -180,13 +180,13 @@ def make_draw(run: Experiment, edit: Edit, watched: bool = False) -> Callable:
       watched: whether every step is returned too.
 
     Returns:
-      (params, keys, labels, given) -> (images, None), or with the steps in the place
-      of None: uint8 (x_t, predicted x_0), [batch, steps + 1, height, width, channels]
-      and [batch, steps, height, width, channels].
+      (params, keys, labels, given) -> (uint8 images, None), or with the steps in the
+      place of None: uint8 (x_t, predicted x_0), [batch, steps + 1, height, width,
+      channels] and [batch, steps, height, width, channels].
     """
 
     def observe(state, prediction):
-        return _to_uint8(state.x), _to_uint8(prediction.x_0)
+        return images.to_uint8(state.x), images.to_uint8(prediction.x_0)
 
     def draw(params, keys, labels, given):
         x, step_keys = edit.begin(keys, given)
@@ -199,10 +199,12 @@ def make_draw(run: Experiment, edit: Edit, watched: bool = False) -> Callable:
             edit.timesteps,
             observe if watched else sampling.nothing,
         )
+        drawn = images.to_uint8(drawn)
         if not watched:
             return drawn, None
         walk, predicted = (jnp.moveaxis(each, 0, 1) for each in steps)
-        return drawn, (jnp.concatenate([_to_uint8(x)[:, None], walk], 1), predicted)
+        first = images.to_uint8(x)[:, None]
+        return drawn, (jnp.concatenate([first, walk], 1), predicted)
 
     return draw
 
@@ -231,8 +233,3 @@ def read(paths: Sequence[str], image_shape: Sequence[int], fit=True) -> np.ndarr
             raise ConfigError(f"{path} is {size}, but must be {height}x{width} here")
         pictures.append(images.resize_and_crop(pixels, (height, width)))
     return np.stack(pictures)
-
-
-def _to_uint8(x):
-    """`images.to_uint8`, on the accelerator."""
-    return jnp.rint(127.5 * (jnp.clip(x, -1, 1) + 1)).astype(jnp.uint8)

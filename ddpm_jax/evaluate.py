@@ -34,6 +34,7 @@ from ddpm_jax import arguments, cli, config, datasets
 from ddpm_jax import experiment as experiments
 from ddpm_jax.config import ConfigError
 from ddpm_jax.construct import attempt
+from ddpm_jax.evaluation.extractors import fingerprint
 from ddpm_jax.evaluation.metrics import METRICS
 from ddpm_jax.experiment import Experiment
 from ddpm_jax.naming import unknown
@@ -85,7 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     add("--config", metavar="FILE.py", help="whose data --images are compared with")
     add("--split", help="of the data for bpd (default: test)")
     add("--tolerance", type=float, help="of ode_bpd (default: 1e-5)")
-    add("--batch_size", type=int, default=64, help="images at a time (default: 64)")
+    arguments.add_batch_size(parser)
     add(
         "--out",
         metavar="FILE.json",
@@ -209,7 +210,7 @@ def _subject(args, model, params, name, settings, run):
         return references.of_split(model.config, split, args.num)
     num = args.num or NUM_SAMPLES
     labels = arguments.labels(args, run.num_classes, num)
-    given = experiments.complete(settings)
+    given = experiments.complete(settings) | {"params": fingerprint(params)}
     if run.num_classes:
         given["classes"] = args.labels or "all in turn"
     return subjects.of_model(

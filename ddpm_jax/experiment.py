@@ -43,6 +43,11 @@ class TrainOptions(NamedTuple):
       max_skipped: how many steps whose loss or gradient is not finite may change
         nothing; 0 stops the run at the first.
       timeout: seconds without a step after which something hangs, and the run ends.
+      steps_per_call: the most steps that the devices are given at once, see
+        `parallel.parallel_steps`; by default 1, and on accelerators of several
+        processes as many, up to 8, as hide what a call costs their hosts. More than 1
+        is slow on a CPU, where XLA runs the convolutions of a loop on one core, and
+        rounds otherwise than 1. Calls end where something is saved or drawn.
     """
 
     num_steps: int
@@ -55,6 +60,7 @@ class TrainOptions(NamedTuple):
     keep: int = 3
     max_skipped: int = 0
     timeout: float = 1800
+    steps_per_call: int | None = None
 
 
 class Experiment(NamedTuple):
@@ -74,6 +80,7 @@ class Experiment(NamedTuple):
       learning_rate: as a function of the number of updates.
       loss_fn: (params, host batch, key) -> (loss, metrics).
       sample_fn: (params, keys, labels or None) -> images, with all of these.
+      picture_fn: the same as uint8 pixels, a quarter of what leaves the devices.
     """
 
     schedule: schedules.Schedule
@@ -88,6 +95,7 @@ class Experiment(NamedTuple):
     learning_rate: Callable
     loss_fn: Callable
     sample_fn: Callable
+    picture_fn: Callable
 
     @property
     def network_calls(self) -> int:
@@ -154,6 +162,7 @@ def build(config: dict[str, Any]) -> Experiment:
             params, _on_device(batch, num_classes), key
         ),
         sample_fn=sample_fn,
+        picture_fn=lambda *given: images.to_uint8(sample_fn(*given)),
     )
     _trace(experiment)
     return experiment
@@ -194,7 +203,7 @@ def train_options(config: dict[str, Any]) -> TrainOptions:
         "max_skipped": 0,
     }
     for name, value in options._asdict().items():
-        if value < least[name]:
+        if value is not None and value < least[name]:
             raise ConfigError(
                 f"config.train.{name} must be {least[name]} or more, got {value}"
             )

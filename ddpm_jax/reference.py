@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         default=references.NUM_KEPT,
         help="features kept for kid, pr and dc (default: 50000)",
     )
-    add("--batch_size", type=int, default=64, help="images at a time (default: 64)")
+    arguments.add_batch_size(parser)
     add("--out", required=True, metavar="FILE.npz", help="where they are written")
     return parser
 

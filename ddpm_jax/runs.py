@@ -17,6 +17,7 @@ from ddpm_jax.training.checksums import DamagedError
 # What may change when a run goes on; anything else would make it another run. The
 # learning rate and clipping are there so that a run which diverged can be saved, and
 # what costs computation instead of memory so that one can go on where there is less.
+# What rounds otherwise is among it, as other devices do: microbatches, steps of a call.
 MAY_CHANGE = (
     "init_from",
     "data.data_dir",
@@ -35,6 +36,7 @@ MAY_CHANGE = (
     "train.num_samples",
     "train.keep",
     "train.max_skipped",
+    "train.steps_per_call",
     "train.timeout",
 )
 

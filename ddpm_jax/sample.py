@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--num", type=int, default=64, help="how many images (default: 64)")
     add("--out", default="samples.png", help=".png grid, .npz, or a folder of PNGs")
-    add("--batch_size", type=int, default=64, help="images at a time (default: 64)")
+    arguments.add_batch_size(parser)
     add("--gif", metavar="FILE", help="also an animation of the images while drawn")
     add("--trajectory", metavar="FILE", help="also a picture of the steps: x_t and x_0")
 
@@ -132,7 +132,7 @@ def draw(args: argparse.Namespace) -> Drawn:
     drawn, steps = parallel.parallel_map(draw_fn, args.batch_size)(
         params, keys, labels, edit.given
     )
-    return Drawn(images.to_uint8(drawn), labels, edit.timesteps, steps)
+    return Drawn(drawn, labels, edit.timesteps, steps)
 
 
 def _check(args):

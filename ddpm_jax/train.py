@@ -10,12 +10,14 @@ take is told, and nothing done, with --plan.
 import argparse
 import contextlib
 import functools
+import itertools
 import os
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax import cli, config, datasets, models, plan, runs
@@ -23,7 +25,7 @@ from ddpm_jax import experiment as experiments
 from ddpm_jax.config import ConfigError
 from ddpm_jax.data import images, pipeline
 from ddpm_jax.scoring import progress
-from ddpm_jax.training import parallel, processes
+from ddpm_jax.training import calls, parallel, processes
 from ddpm_jax.training.checkpoints import Checkpoints
 from ddpm_jax.training.meter import Meter, NonFiniteError
 from ddpm_jax.training.state import make_train_step
@@ -53,13 +55,15 @@ def train(settings: dict[str, Any], workdir: str | os.PathLike) -> int:
         options = experiments.train_options(settings)
         scoring = progress.options_of(settings)
         batch_fn = datasets.make_batches(settings, options.num_microbatches)
+        options = _with_calls(options, experiment, settings["data"]["batch_size"])
     score_params = None
     if scoring.every:  # all of them make it, with what they share
         score_params = progress.make_scorer(settings, experiment, scoring)
     workdir = Path(workdir)
     with contextlib.ExitStack() as stack:
         enter = stack.enter_context
-        stop = enter(Stop())
+        in_flight = 3 if options.steps_per_call == 1 else 1  # calls, beside the newest
+        stop = enter(Stop(in_flight))
         with cli.together():
             opened = processes.Elsewhere(), _zeros(experiment), []
             if jax.process_index() == 0:
@@ -81,10 +85,6 @@ def train(settings: dict[str, Any], workdir: str | os.PathLike) -> int:
         begun = f"going on from step {first}" if first else "training"
         writer.line("; ".join([f"{begun} in {workdir}{_devices()}", *notes]))
 
-        def log(step, averages):
-            rate = float(experiment.learning_rate(step - 1))
-            writer.metrics(step, {**averages, "learning_rate": rate})
-
         def skip(step, why, skipped):
             left = f"{skipped} of at most {options.max_skipped}"
             writer.line(f"step {step} changed nothing: {why} ({left} such steps)")
@@ -95,21 +95,26 @@ def train(settings: dict[str, Any], workdir: str | os.PathLike) -> int:
         score = _score(score_params, scoring.metric, writer)
         meter = Meter(
             options.log_every,
-            log,
+            writer.metrics,
             settings["data"]["batch_size"],
+            in_flight,
             max_skipped=options.max_skipped,
             skip=skip,
         )
         watchdog = enter(Watchdog(options.timeout))
         batches = enter(closing(pipeline.prefetch(batch_fn, first, options.num_steps)))
-        for step, batch in enumerate(batches, first + 1):
-            state, metrics, votes = train_step(state, batch, train_key, stop.asked)
+        step, most = first, options.steps_per_call
+        intervals = options.save_every, options.sample_every, scoring.every
+        for end in calls.ends(first, options.num_steps, most, intervals):
+            call = [*itertools.islice(batches, end - step)]
+            step = end
+            state, metrics, votes = train_step(state, call, train_key, stop.asked)
             last = stop.decided(votes) or step == options.num_steps
             save = last or step % options.save_every == 0
             draw = options.sample_every and step % options.sample_every == 0
             judge = scoring.every and step % scoring.every == 0
             try:
-                meter.add(step, metrics)
+                meter.add(step, metrics, len(call))
                 if save or draw or judge:
                     meter.pause()
             except NonFiniteError as error:
@@ -124,7 +129,7 @@ def train(settings: dict[str, Any], workdir: str | os.PathLike) -> int:
                     "such steps change nothing"
                 ) from error
             watchdog.note(f"step {step}")
-            writer.advance()
+            writer.advance(len(call))
             with watchdog.resting():
                 scores = score(step, state) if judge else None
                 if draw:
@@ -182,29 +187,48 @@ def _devices():
     return f" on {jax.device_count()} devices of {jax.process_count()} processes"
 
 
+def _with_calls(options, experiment, batch_size):
+    """The options, with the number of steps in a call where none is given."""
+    if options.steps_per_call is not None:
+        return options
+    steps = 1
+    # On a CPU loops are slow; one process is done with a call before the devices are.
+    if jax.process_count() > 1 and jax.default_backend() != "cpu":
+        planned = plan.plan(experiment, options, batch_size, jax.device_count())
+        share = planned.step_flops * batch_size / planned.devices
+        num_leaves = len(jax.tree.leaves(experiment.abstract_state()))
+        steps = calls.steps_per_call(num_leaves, share)
+    return options._replace(steps_per_call=steps)
+
+
 def _train_step(experiment, options):
-    """The training step, on all devices."""
-    return parallel.parallel_step(
-        make_train_step(
-            experiment.loss_fn,
-            experiment.tx,
-            options.ema_decay,
-            options.num_microbatches,
-            parallel.AXIS,
-            skip_nonfinite=options.max_skipped > 0,
-        )
+    """The training steps of a call, on all devices."""
+    train_step = make_train_step(
+        experiment.loss_fn,
+        experiment.tx,
+        options.ema_decay,
+        options.num_microbatches,
+        parallel.AXIS,
+        skip_nonfinite=options.max_skipped > 0,
     )
+
+    def with_rate(state, batch, key):
+        """Tells the learning rate, too, which is known where the step is taken."""
+        new, metrics = train_step(state, batch, key)
+        rate = jnp.asarray(experiment.learning_rate(state.step), jnp.float32)
+        return new, {**metrics, "learning_rate": rate}
+
+    return parallel.parallel_steps(with_rate, options.steps_per_call)
 
 
 def _save_picture(experiment, options, workdir, writer):
     """A function that draws samples from the averaged parameters into a grid."""
-    sample_fn = parallel.parallel_map(experiment.sample_fn, options.num_samples)
+    sample_fn = parallel.parallel_map(experiment.picture_fn, options.num_samples)
     keys = experiments.sample_keys(0, options.num_samples)
     labels = experiments.sample_labels(experiment.num_classes, options.num_samples)
 
     def save_picture(step, state):
-        drawn = sample_fn(jax.device_get(state.ema_params), keys, labels)
-        picture = images.grid(images.to_uint8(drawn))
+        picture = images.grid(sample_fn(state.ema_params, keys, labels))
         path = workdir / "samples" / f"step_{step:08}.png"
         processes.on_first(lambda: images.save_png(path, picture))
         writer.picture(step, "samples", picture)
@@ -220,7 +244,7 @@ def _score(score_params, metric, writer):
         writer.line(text)
 
     def score(step, state):
-        value = score_params(jax.device_get(state.ema_params))
+        value = score_params(state.ema_params)
         writer.metrics(step, {metric: value.value})
         for warning in value.warnings:
             warn_once(f"{metric} of {warning}")

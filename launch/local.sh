@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Runs a main as N processes on this machine, joined over loopback.
+# Runs a main on this machine: as one process, or as N that are joined over loopback.
 #
-#   launch/local.sh N ddpm_jax.train --config configs/digits.py ...
+#   launch/local.sh [N] ddpm_jax.train --config configs/digits.py ...
 #
-# With CUDA GPUs, process i sees GPU i; without, each has DEVICES fake CPU devices.
+# One process has all CUDA GPUs, and several an equal share each; without GPUs, each has
+# DEVICES fake CPU devices. One is faster: it converts nothing to share its state.
 # When one process fails, the others are told to stop, and its exit code is returned.
 # SIGTERM and Ctrl-C are passed on; the processes save, and then this script ends.
 #
@@ -18,12 +19,13 @@ set -euo pipefail
 . "$(dirname "$0")/contract.sh"
 
 case ${1:-} in -h | --help) usage && exit ;; esac
-if [ $# -lt 2 ] || ! [[ $1 =~ ^[1-9][0-9]*$ ]]; then
-  wrong_use "give a number of processes, and a main"
+num=1
+if [[ ${1:-} =~ ^[1-9][0-9]*$ ]]; then
+  num=$1
+  shift
 fi
+[[ ${1:-} == *.* ]] || wrong_use "give a main, such as ddpm_jax.train"
 need_bash 5 1 # wait -n -p
-num=$1
-shift
 MAX_RESTARTS=${MAX_RESTARTS:-0}
 
 gpus=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU') || true # none, without a driver
@@ -54,24 +56,26 @@ trap 'stopped=1; stop TERM' TERM HUP
 trap 'stopped=1; stop INT' INT
 
 start() {
-  local i coordinator device flags port=${PORT:-}
-  if [ -z "$port" ]; then
+  local i device flags joined=() port=${PORT:-} share=$((gpus / num))
+  if [ -z "$port" ] && [ "$num" -gt 1 ]; then
     port=$(python -c 'if True:
       import socket
       with socket.socket() as s:
         s.bind(("localhost", 0))
         print(s.getsockname()[1])')
   fi
-  coordinator="localhost:$port"
   for ((i = 0; i < num; i++)); do
-    if [ "$gpus" -gt 0 ]; then
-      device=("CUDA_VISIBLE_DEVICES=$i")
-    else
+    device=()
+    if [ "$num" -gt 1 ]; then
+      joined=(--coordinator "localhost:$port" --num_processes "$num" --process_id "$i")
+    fi
+    if [ "$gpus" -gt 0 ] && [ "$num" -gt 1 ]; then
+      device=("CUDA_VISIBLE_DEVICES=$(seq -s, $((i * share)) $(((i + 1) * share - 1)))")
+    elif [ "$gpus" -eq 0 ]; then
       flags="--xla_force_host_platform_device_count=${DEVICES:-1} ${XLA_FLAGS:-}"
       device=("JAX_PLATFORMS=cpu" "XLA_FLAGS=$flags")
     fi
-    set -- env "${device[@]}" python -m "${main[@]}" \
-      --coordinator "$coordinator" --num_processes "$num" --process_id "$i"
+    set -- env "${device[@]}" python -m "${main[@]}" "${joined[@]}"
     if dry; then
       run "$@"
     else

@@ -1,6 +1,5 @@
 """Eight fake CPU devices, strict shapes, and types that are checked while testing."""
 
-import functools
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -21,45 +20,12 @@ install_import_hook(["ddpm_jax.diffusion", "ddpm_jax.networks"], "beartype.beart
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-from ddpm_jax import cli, experiment, train  # noqa: E402, after the hook
+import sharing  # noqa: E402, after the hook
+
+from ddpm_jax import cli  # noqa: E402
 
 cli._join = lambda args: None  # JAX is in use here: it is too late to join processes
-
-
-def once(make, key_of):
-    """What is a pure function of its key is not made twice within a process.
-
-    Nor is it traced and compiled twice then. Refusals are not kept, and the mains that
-    run as processes of their own make everything as ever.
-    """
-    made = {}
-
-    @functools.wraps(make)
-    def made_once(*given):
-        key = *key_of(*given), jax.config.jax_enable_x64
-        if key not in made:
-            made[key] = given, make(*given)  # `given` lives on, so its id is no other's
-        return made[key][1]
-
-    return made_once
-
-
-def sections_of(config):
-    """What an experiment is made of; the rest says where, how long, on which images."""
-    rest = ("seed", "data", "train", "evaluation", "init_from")
-    return (repr({key: value for key, value in config.items() if key not in rest}),)
-
-
-experiment.build = once(experiment.build, sections_of)
-train._train_step = once(
-    train._train_step,
-    lambda run, options: (
-        id(run),
-        options.ema_decay,
-        options.num_microbatches,
-        options.max_skipped > 0,
-    ),
-)
+sharing.share()
 
 # Of the files that take longest, by their CPU seconds: with two workers nobody waits at
 # the end for one of them.

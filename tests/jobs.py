@@ -1,5 +1,6 @@
 """Mains as processes of their own, alone or joined over loopback."""
 
+import json
 import os
 import re
 import socket
@@ -58,9 +59,7 @@ class Job:
         Each starts in its folder of `places`. `cluster(index, port)` gives variables by
         which it finds the others; else its arguments say where they are.
         """
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         self._files = []
         self.processes = []
         for index, (main, *args) in enumerate(each):
@@ -86,7 +85,7 @@ class Job:
         deadline = time.monotonic() + timeout
         return [p.wait(max(0, deadline - time.monotonic())) for p in self.processes]
 
-    def wait_for(self, path, timeout=120):
+    def wait_for(self, path, timeout=200):
         """Waits until a file is there."""
         deadline = time.monotonic() + timeout
         while not path.exists():
@@ -111,6 +110,49 @@ class Job:
 
 
 _STREAMS = ("out", "error")
+
+
+def free_port():
+    """One that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
+def run_several(folder, commands, num=2, devices=2):
+    """Runs mains one after another in processes that are started and joined once.
+
+    Args:
+      folder: where to.
+      commands: of each the folders to start in, one for each process, or None for this
+        one; then the main and its arguments.
+      num: how many processes.
+      devices: of each.
+
+    Returns:
+      For each command (what it wrote, its exit code) of each process.
+    """
+    here = [os.getcwd()] * num
+    told = [
+        [places or here, main, [*map(str, rest)]] for places, main, *rest in commands
+    ]
+    told = [[[*map(str, places)], *rest] for places, *rest in told]
+    (folder / "commands.json").write_text(json.dumps(told))
+    script = os.path.join(os.path.dirname(__file__), "several.py")
+    where = [script, str(folder), f"localhost:{free_port()}", str(num)]
+    env = {**environment(devices), "PYTHONPATH": os.getcwd()}
+    started = [
+        subprocess.Popen([sys.executable, *where, str(index)], env=env)
+        for index in range(num)
+    ]
+    try:
+        assert [process.wait(240) for process in started] == [0] * num
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+    each = [json.loads((folder / f"said_{i}.json").read_text()) for i in range(num)]
+    return [[*zip(*of_one, strict=True)] for of_one in zip(*each, strict=True)]
 
 
 def run(folder, each, devices=1, **how):

@@ -22,7 +22,7 @@ from ddpm_jax.experiment import build
 from ddpm_jax.scoring import book, references, report, store, subjects
 from ddpm_jax.training import parallel
 
-PIXELS = ("--features", "pixels", "--metrics", "fd,kid,pr,dc", "--batch_size", 16)
+PIXELS = ("--features", "pixels", "--metrics", "fd,kid,pr,dc", "--batch_size", 2)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_scores_of_samples(workdir, tmp_path):
     source = sources.digits("train")
     ours, real = (
         (x.astype(np.float64) / 127.5 - 1).reshape(len(x), -1)
-        for x in (images.to_uint8(drawn), source.images)
+        for x in (np.asarray(images.to_uint8(drawn)), source.images)
     )
     a, b = (moments.Gaussian(np.mean(x, axis=0), np.cov(x.T)) for x in (ours, real))
     found = values(out, "ddpm:5")
@@ -114,19 +114,24 @@ def test_what_is_done_is_not_done_again(workdir, tmp_path, monkeypatch):
     given = ["--workdir", workdir, *PIXELS, "--num", 64]
     whole, parts = tmp_path / "whole.json", tmp_path / "parts.json"
     call(evaluate, *given, "--out", whole)
-    to_uint8, calls = images.to_uint8, []
+    of_model, calls, limit = subjects.of_model, [], 3
 
-    def counted(x, limit):
-        if len(calls) == limit:
-            raise KeyboardInterrupt
-        calls.append(len(x))
-        return to_uint8(x)
+    def counted(*given, **more):
+        subject = of_model(*given, **more)
 
-    monkeypatch.setattr(images, "to_uint8", lambda x: counted(x, 3))
+        def draw(positions):
+            if len(calls) == limit:
+                raise KeyboardInterrupt
+            calls.append(len(positions))
+            return subject.draw(positions)
+
+        return subject._replace(draw=draw)
+
+    monkeypatch.setattr(subjects, "of_model", counted)
     with pytest.raises(KeyboardInterrupt):
         call(evaluate, *given, "--out", parts)
     assert not parts.exists() and sum(calls) == 48
-    monkeypatch.setattr(images, "to_uint8", lambda x: counted(x, 4))
+    limit = 4
     call(evaluate, *given, "--out", parts)
     assert sum(calls) == 64, "one batch was left"
     assert values(parts) == values(whole)

@@ -42,6 +42,20 @@ def test_to_uint8_clips_and_rounds_to_nearest():
     assert images.to_uint8(jnp.zeros(2, jnp.bfloat16)).dtype == np.uint8
 
 
+def test_pixels_are_the_same_wherever_they_are_made():
+    """What lies between two pixels, and some roundings around it; as jitted, too."""
+    half = (np.arange(256, dtype=np.float32) + np.float32(0.5)) / np.float32(127.5) - 1
+    edges = [images.to_float(EVERY_PIXEL.ravel()), half, [-2, -1, 0, 1, 2]]
+    x = np.concatenate(edges).astype(np.float32)
+    for _ in range(4):
+        x = np.concatenate([x, np.nextafter(x, -2), np.nextafter(x, 2)])
+    by_float = np.rint(127.5 * (np.clip(x, -1, 1) + 1)).astype(np.uint8)
+    assert isinstance(images.to_uint8(x), np.ndarray)
+    for made in (images.to_uint8(x), images.to_uint8(jnp.array(x))):
+        np.testing.assert_array_equal(made, by_float)
+    np.testing.assert_array_equal(jax.jit(images.to_uint8)(x), by_float)
+
+
 @pytest.mark.parametrize("shape", [(24, 24), (40, 24), (24, 40), (10, 30), (5, 5)])
 @pytest.mark.parametrize("image_size", [12, (8, 16), [17, 3]])
 @pytest.mark.parametrize("channels", [1, 2, 3])

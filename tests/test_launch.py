@@ -238,6 +238,7 @@ def test_shellcheck():
 
 SETTINGS = {"IMAGE": "here/image:1", "CLAIM": "runs", "ACCELERATOR": None}
 COMMANDS = [
+    ("local.sh", *MAIN),
     ("local.sh", "2", *MAIN),
     ("slurm.sbatch", *MAIN),
     *(("tpu_pod.sh", verb) for verb in ("create", "setup", "logs", "status")),
@@ -379,16 +380,33 @@ def test_local_processes_share_a_free_port_and_all_else_differs(fake):
     assert ports[0] != ports[1]
     platform, *flags = (fake.root / "env.1").read_text().split()
     assert platform == "cpu" and "--xla_force_host_platform_device_count=4" in flags
-    printed = fake.run("local.sh", 1, *MAIN, PORT=4711, DRY_RUN=1).stdout
+    printed = fake.run("local.sh", 2, *MAIN, PORT=4711, DRY_RUN=1).stdout
     assert "localhost:4711" in printed
 
 
-def test_local_processes_have_a_gpu_each(fake):
-    fake.main('echo "$CUDA_VISIBLE_DEVICES" >"$FAKE/gpu.$ME"')
+@pytest.mark.parametrize("number", [(), (1,)])
+def test_local_is_one_process_that_joins_none(fake, number):
+    fake.main(
+        'echo "$XLA_FLAGS" >"$FAKE/flags"; echo "$CUDA_VISIBLE_DEVICES" >"$FAKE/s"'
+    )
+    given = {"ME": 0, "CUDA_VISIBLE_DEVICES": "all"}
+    assert fake.run("local.sh", *number, *MAIN, DEVICES=4, **given).returncode == 0
+    assert (fake.root / "mains").read_text() == "-m " + " ".join(MAIN) + "\n"
+    assert "device_count=4" in (fake.root / "flags").read_text()
     (fake.root / "gpus").write_text("GPU 0\nGPU 1\n")
+    assert fake.run("local.sh", *number, *MAIN, XLA_FLAGS="", **given).returncode == 0
+    assert (fake.root / "flags").read_text() == "\n", "no fake devices"
+    assert (fake.root / "s").read_text() == "all\n", "it sees what there is to see"
+
+
+@pytest.mark.parametrize("gpus, seen", [(2, ["0", "1"]), (5, ["0,1", "2,3"])])
+def test_local_processes_have_an_equal_share_of_the_gpus(fake, gpus, seen):
+    fake.main('echo "$CUDA_VISIBLE_DEVICES" >"$FAKE/gpu.$ME"')
+    (fake.root / "gpus").write_text("".join(f"GPU {i}\n" for i in range(gpus)))
     assert fake.run("local.sh", 2, *MAIN).returncode == 0
-    assert [(fake.root / f"gpu.{i}").read_text() for i in "01"] == ["0\n", "1\n"]
-    assert_one_line(fake.run("local.sh", 3, *MAIN), "3 processes need 3 GPUs")
+    assert [(fake.root / f"gpu.{i}").read_text().strip() for i in "01"] == seen
+    if gpus == 2:
+        assert_one_line(fake.run("local.sh", 3, *MAIN), "3 processes need 3 GPUs")
 
 
 def test_local_one_that_fails_stops_the_others(fake):
@@ -425,7 +443,7 @@ def test_local_kills_what_does_not_answer(fake):
 )
 def test_local_restarts_what_is_worth_it(fake, code, most, runs):
     fake.main(f"[ $N -gt 1 ] || exit {code}")
-    result = fake.run("local.sh", 1, *MAIN, MAX_RESTARTS=most)
+    result = fake.run("local.sh", *MAIN, MAX_RESTARTS=most, ME=0)
     assert result.returncode == (code if runs == 1 else 0)
     assert fake.runs(0) == runs
 
@@ -623,11 +641,23 @@ def test_slurm_tells_the_processes_in_time():
     assert "requeue" in options and options["open-mode"] == "append"
 
 
-def test_slurm_runs_a_process_for_each_gpu(fake):
-    assert fake.run("slurm.sbatch", *MAIN, **JOB).returncode == 0
+@pytest.mark.parametrize(
+    "given, gpus, tasks, devices",
+    [
+        ({}, 4, (2, 1), "0,1,2,3"),
+        ({"PER_GPU": 1}, 4, (8, 4), ""),
+        ({}, None, (2, 1), ""),
+    ],
+)
+def test_slurm_runs_a_process_on_each_node(fake, given, gpus, tasks, devices):
+    """Which has all its GPUs, where JAX by itself would take the first alone."""
+    fake.main('echo "${JAX_LOCAL_DEVICE_IDS:-}" >"$FAKE/devices"')
+    job = {**JOB, "SLURM_GPUS_ON_NODE": gpus, **given}
+    assert fake.run("slurm.sbatch", *MAIN, **job).returncode == 0
     (call,) = fake.calls("srun")
-    assert "--ntasks=8 --ntasks-per-node=4" in call and "--gpu-bind=none" in call
-    assert call.endswith("python -m " + " ".join(MAIN))
+    assert "--ntasks={} --ntasks-per-node={}".format(*tasks) in call
+    assert "--gpu-bind=none" in call and call.endswith("python -m " + " ".join(MAIN))
+    assert (fake.root / "devices").read_text() == devices + "\n"
     assert not fake.calls("scontrol")
 
 

@@ -140,6 +140,21 @@ def test_two_halves_are_the_whole_bit_for_bit(of_eight, tmp_path, train_here):
     assert_same_state(of_eight, tmp_path / "r")
 
 
+def test_calls_of_several_steps_change_no_bit(of_eight, tmp_path, train_here):
+    """Cut by another end of the run; as single steps, to rounding."""
+    longer = ("train.save_every=100", "train.sample_every=0", "train.steps_per_call=4")
+    assert train_here(tmp_path / "whole", *longer).returncode == 0
+    for steps in (3, 6):
+        given = (*longer, f"train.num_steps={steps}")
+        assert train_here(tmp_path / "halves", *given).returncode == 0
+    assert_same_state(tmp_path / "whole", tmp_path / "halves")
+    records = metrics(tmp_path / "whole")
+    assert [record["step"] for record in records] == [2, 4, 6]
+    for together, single in zip(records, metrics(of_eight), strict=True):
+        for name in ("loss", "grad_norm", "learning_rate"):
+            np.testing.assert_allclose(together[name], single[name], rtol=1e-4)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_stops(tmp_path, number):
     workdir = tmp_path / "r"

@@ -105,6 +105,68 @@ def test_a_step_exchanges_the_gradient_once(params):
     assert 0.99 < size / sum(p.size for p in jax.tree.leaves(params)) < 1.01
 
 
+def linear_steps(most):
+    """Steps that fit a line, fast to compile; a batch of infinities makes no number."""
+    tx = optax.adam(0.1)
+
+    def loss_fn(params, batch, key):
+        noise = jax.random.normal(key, batch["y"].shape)
+        error = params["a"] * batch["x"] + params["b"] - batch["y"] - 0.1 * noise
+        return jnp.mean(error**2), {"loss": jnp.mean(error**2)}
+
+    step = make_train_step(
+        loss_fn, tx, 0.9, axis_name=parallel.AXIS, skip_nonfinite=True
+    )
+    state = init_state({"a": jnp.zeros(()), "b": jnp.ones(())}, tx)
+    return parallel.parallel_steps(step, most), state
+
+
+def points(step):
+    x = np.random.default_rng(step).standard_normal(16).astype(np.float32)
+    return {"x": x, "y": 3 * x + (np.inf if step == 4 else 0)}
+
+
+def taken(most, lengths):
+    """The final state, and what each step told."""
+    steps, state = linear_steps(most)
+    told, done = [], 0
+    for length in lengths:
+        batches = [points(done + i) for i in range(length)]
+        state, metrics, votes = steps(state, batches, KEY, done > 0)
+        assert float(votes) == (done > 0)
+        told.append(jax.tree.map(lambda x, n=length: np.atleast_1d(x)[:n], metrics))
+        done += length
+    return state, jax.tree.map(lambda *x: np.concatenate(x), *told)
+
+
+def test_steps_do_not_depend_on_how_they_are_cut_into_calls():
+    """Bit for bit, also where one is skipped; as single steps, to rounding."""
+    whole = taken(4, [4, 4])
+    for most, lengths in ((4, [1, 3, 2, 2]), (8, [8]), (3, [3, 3, 2])):
+        jax.tree.map(np.testing.assert_array_equal, whole, taken(most, lengths))
+    state, told = whole
+    assert int(state.step) == 8 and np.isfinite(state.params["a"])
+    assert np.flatnonzero(~np.isfinite(told["loss"])).tolist() == [4]
+    one_by_one = taken(1, [1] * 8)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), whole, one_by_one
+    )
+
+
+def test_averaged_parameters_stay_on_the_devices():
+    """What training leaves on them is what samples are drawn with, not copied."""
+    steps, state = linear_steps(2)
+    state, _, _ = steps(state, [points(0)], KEY)
+    for before, after in zip(
+        jax.tree.leaves(state.ema_params),
+        jax.tree.leaves(parallel.replicate(state.ema_params)),
+        strict=True,
+    ):
+        shards = zip(before.addressable_shards, after.addressable_shards, strict=True)
+        for a, b in shards:
+            assert a.data.unsafe_buffer_pointer() == b.data.unsafe_buffer_pointer()
+
+
 @pytest.mark.parametrize("num", [3, 20])
 def test_samples_do_not_depend_on_devices_or_batches(params, num):
     sample_fn = sampling.make_sample_fn(
@@ -118,9 +180,25 @@ def test_samples_do_not_depend_on_devices_or_batches(params, num):
     params = jax.tree.map(lambda p: p + 0.1, params)
     keys, labels = jax.random.split(KEY, num), np.arange(num) % 3
     alone = jax.jit(sample_fn)(params, keys, labels)
-    shared = parallel.parallel_map(sample_fn, batch_size=10)(params, keys, labels)
+    shared = parallel.parallel_map(sample_fn, batch_size=2)(params, keys, labels)
     assert shared.shape == (num, *SHAPE)
     np.testing.assert_allclose(alone, shared, atol=1e-4)
+
+
+def test_a_batch_is_so_many_on_each_device():
+    """And no more than there are, shared equally."""
+    for num, batch_size, parts in ((70, 3, [24, 24, 22]), (9, 3, [9]), (5, 64, [5])):
+        treated = []
+        found = parallel.in_batches(
+            lambda x, treated=treated: treated.append(len(x)) or x,
+            num,
+            batch_size,
+            "",
+        )
+        found = [*found]
+        assert [len(x) for x in found] == parts
+        np.testing.assert_array_equal(np.concatenate(found), np.arange(num))
+        assert max(treated) == min(batch_size, -(-num // 8)) * 8
 
 
 def test_sampling_exchanges_nothing_between_devices(params):

@@ -1,6 +1,7 @@
 """Several processes do what one does, and none outlives the others.
 
-Two processes of two fake devices each, joined over loopback.
+Two processes of two fake devices each, joined over loopback. What ends by itself is run
+by the same two; where an end is what matters, or a kill, there are others.
 """
 
 import json
@@ -13,8 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jobs import Job, final_state, run, training
+from jobs import SMALL, Job, final_state, run, run_several, training
+from tiny import call
 
+from ddpm_jax import config, sample, train
 from ddpm_jax.training import processes
 
 
@@ -23,59 +26,88 @@ def metrics(workdir):
     return [json.loads(line) for line in lines]
 
 
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    """Six steps of two processes, with a grid of samples at the end."""
-    folder = tmp_path_factory.mktemp("processes")
-    arguments = training(folder / "run", "train.sample_every=6")
-    said = run(folder, [arguments] * 2, devices=2)
-    assert "on 4 devices of 2 processes" in said
-    return folder / "run"
+CALLS = ("train.save_every=3", "train.steps_per_call=4")
+DIVERGING = ("optimizer.learning_rate=1e30", "optimizer.clip_norm=None")
+DIVERGING += ("optimizer.warmup_steps=0", "train.save_every=1")
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    """Eight steps of one process with one device."""
-    folder = tmp_path_factory.mktemp("alone")
-    run(folder, [training(folder / "run", "train.num_steps=8")])
+def joined(tmp_path_factory):
+    """A folder in which two processes ran what is tested below, and what they said."""
+    folder = tmp_path_factory.mktemp("joined")
+    places = [folder / "0", folder / "1"]
+    for seed, place in enumerate(places):
+        place.mkdir()
+        text = Path("configs/digits.py").read_text()
+        (place / "digits.py").write_text(text)
+        (place / "mine.py").write_text(text.replace("seed=0", f"seed={seed}"))
+    images = np.zeros((20, 8, 8, 1), np.uint8)
+    np.savez(places[0] / "a.npz", images=images, labels=np.zeros(20, np.int32))
+    data = "data={'name': 'arrays', 'path': 'a.npz', 'batch_size': 8}"
+    run, halves, new = (folder / name for name in ("run", "halves", "new"))
+    sampled = ["--workdir", run, "--num", 5, "--out", folder / "two.npz"]
+    commands = {
+        "six": (None, *training(run, *CALLS, "train.sample_every=6")),
+        "three": (None, *training(halves, *CALLS, "train.num_steps=3")),
+        "three more": (None, *training(halves, *CALLS)),
+        "samples": (None, "sample", *sampled),
+        "other configs": (places, *training(new, config="mine.py")),
+        "no data": (places, *training(new, data, config="digits.py")),
+        "diverging": (None, *training(folder / "diverging", *DIVERGING)),
+        "bad name": (None, "sample", "--workdir", run, "--out", folder / "a.bad"),
+    }
+    said = run_several(folder, [*commands.values()])
+    return folder, dict(zip(commands, said, strict=True))
+
+
+@pytest.fixture(scope="module")
+def workdir(joined):
+    """Six steps of two processes with two devices each, in calls of three."""
+    folder, said = joined
+    texts, codes = said["six"]
+    assert codes == (0, 0), texts
+    assert "on 4 devices of 2 processes" in texts[0] and texts[1] == ""
+    assert (folder / "run" / "samples" / "step_00000006.png").exists()
     return folder / "run"
 
 
-@pytest.mark.parametrize("devices", [1, 4])
-def test_what_two_trained_one_goes_on_with(workdir, alone, tmp_path, devices):
-    """The same batches and noise, so the same losses as of one device throughout."""
+def test_what_two_trained_one_goes_on_with(workdir, tmp_path):
+    """The same batches and noise, so the same losses as of one process throughout."""
     shutil.copytree(workdir, tmp_path / "resumed")
-    resumed = training(tmp_path / "resumed", "train.num_steps=8")
-    assert "going on from step 6" in run(tmp_path, [resumed], devices)
-    together, one = metrics(tmp_path / "resumed"), metrics(alone)
+    settings = config.load("configs/digits.py", (*SMALL, "train.num_steps=8"))
+    for name in ("resumed", "alone"):
+        assert train.train(settings, tmp_path / name) == 0
+    together, one = metrics(tmp_path / "resumed"), metrics(tmp_path / "alone")
     assert [record["step"] for record in together] == [*range(1, 9)]
     for a, b in zip(together, one, strict=True):
         np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-4)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3),
         final_state(tmp_path / "resumed"),
-        final_state(alone),
+        final_state(tmp_path / "alone"),
     )
 
 
-def test_two_go_on_bit_for_bit(workdir, tmp_path):
-    halves = tmp_path / "halves"
-    for steps in (3, 6):
-        run(tmp_path, [training(halves, f"train.num_steps={steps}")] * 2, devices=2)
+def test_two_go_on_bit_for_bit(workdir, joined):
+    folder, said = joined
+    assert "going on from step 3" in said["three more"][0][0]
     jax.tree.map(
-        np.testing.assert_array_equal, final_state(halves), final_state(workdir)
+        np.testing.assert_array_equal,
+        final_state(folder / "halves"),
+        final_state(workdir),
     )
 
 
-def test_two_sample_as_one(workdir, tmp_path):
-    """Five samples, which four devices cannot share; scores are in test_evaluate."""
-    drawn = []
-    for name, count, devices in (("one", 1, 1), ("two", 2, 2)):
-        out = tmp_path / f"{name}.npz"
-        given = ["sample", "--workdir", workdir, "--num", 5, "--out", out]
-        run(tmp_path, [given] * count, devices)
-        drawn.append(np.load(out)["images"].astype(int))
-    assert drawn[0].shape[0] == 5 and np.abs(drawn[0] - drawn[1]).max() <= 1
+def test_two_sample_as_one(workdir, joined, tmp_path):
+    """Five samples, which no devices share equally; scores are in test_evaluate."""
+    folder, said = joined
+    assert said["samples"][1] == (0, 0), said["samples"]
+    out = tmp_path / "one.npz"
+    call(sample, "--workdir", workdir, "--num", 5, "--out", out)
+    one, two = (
+        np.load(path)["images"].astype(int) for path in (out, folder / "two.npz")
+    )
+    assert one.shape[0] == 5 and np.abs(one - two).max() <= 1
 
 
 LONG = ("train.num_steps=100000", "train.save_every=10", "train.log_every=1000")
@@ -114,60 +146,33 @@ def test_other_commands_are_refused_by_all(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_other_configs_are_refused_by_all(tmp_path):
+def test_other_configs_are_refused_by_all(joined):
     """The same command, but files that differ."""
-    places = [tmp_path / "0", tmp_path / "1"]
-    for seed, place in enumerate(places):
-        place.mkdir()
-        text = Path("configs/digits.py").read_text()
-        text = text.replace("seed=0", f"seed={seed}")
-        (place / "mine.py").write_text(text)
-    each = [training(tmp_path / "run", config="mine.py")] * 2
-    with Job(tmp_path, each, places=places) as job:
-        assert job.wait() == [1, 1]
-        for process in job.processes:
-            message = "error: seed is 0 on process 0 and 1 on process 1: start all"
-            assert message in process.error.read_text()
+    texts, codes = joined[1]["other configs"]
+    message = "error: seed is 0 on process 0 and 1 on process 1: start all"
+    assert codes == (1, 1) and all(message in text for text in texts)
 
 
-def test_what_fails_on_one_fails_on_all(tmp_path):
+def test_what_fails_on_one_fails_on_all(joined):
     """Images that only process 0 has."""
-    places = [tmp_path / "0", tmp_path / "1"]
-    for place in places:
-        place.mkdir()
-    images = np.zeros((20, 8, 8, 1), np.uint8)
-    np.savez(places[0] / "a.npz", images=images, labels=np.zeros(20, np.int32))
-    shutil.copy("configs/digits.py", places[0])
-    shutil.copy("configs/digits.py", places[1])
-    data = "data={'name': 'arrays', 'path': 'a.npz', 'batch_size': 8}"
-    arguments = training(tmp_path / "run", data, config="digits.py")
-    with Job(tmp_path, [arguments] * 2, places=places) as job:
-        assert job.wait() == [1, 1], job.said()
-        first, second = (p.error.read_text() for p in job.processes)
-        assert "error: process 1: " in first and "a.npz" in first
-        assert "a.npz" in second and "Traceback" not in first + second
+    (first, second), codes = joined[1]["no data"]
+    assert codes == (1, 1) and "a.npz" in second
+    assert "error: process 1: " in first and "a.npz" in first
+    assert "Traceback" not in first + second
 
 
-def test_a_loss_that_is_not_finite_ends_all_after_the_save(tmp_path):
+def test_a_loss_that_is_not_finite_ends_all_after_the_save(joined):
     """Each says which checkpoint is the last, and it is there."""
-    workdir = tmp_path / "run"
-    diverging = "optimizer.learning_rate=1e30", "optimizer.clip_norm=None"
-    changes = (*diverging, "optimizer.warmup_steps=0", "train.save_every=1")
-    with Job(tmp_path, [training(workdir, *changes)] * 2) as job:
-        assert job.wait() == [1, 1], job.said()
-        for process in job.processes:
-            assert "at step 2; the last checkpoint is of step 1" in (
-                process.error.read_text()
-            )
-    assert int(final_state(workdir).step) == 1
+    folder, said = joined
+    texts, codes = said["diverging"]
+    assert codes == (1, 1), texts
+    assert all("at step 2; the last checkpoint is of step 1" in text for text in texts)
+    assert int(final_state(folder / "diverging").step) == 1
 
 
-def test_what_one_checks_for_all_fails_on_all(tmp_path):
-    each = [["sample", "--workdir", tmp_path, "--out", tmp_path / "a.bad"]] * 2
-    with Job(tmp_path, each) as job:
-        assert job.wait() == [1, 1], job.said()
-        for process in job.processes:
-            assert "a.bad" in process.error.read_text()
+def test_what_one_checks_for_all_fails_on_all(joined):
+    texts, codes = joined[1]["bad name"]
+    assert codes == (1, 1) and all("a.bad" in text for text in texts), texts
 
 
 def slurm(index, port):

@@ -181,10 +181,45 @@ def test_the_meter_times_steps_only(monkeypatch):
     assert written[0]["images_per_sec"] == 8  # three steps timed, a second each
 
 
+def test_the_meter_takes_the_steps_of_a_call_apart(monkeypatch):
+    """An interval may end within a call, and a call may be shorter than its arrays."""
+    clock = iter([100.0, 103.0, 109.0])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    written, skipped = [], []
+    meter = Meter(
+        2,
+        lambda step, values: written.append((step, values)),
+        batch_size=8,
+        max_skipped=1,
+        skip=lambda *what: skipped.append(what),
+    )
+    losses = [[1.0, 2.0, 3.0], [4.0, 5.0, np.nan], [7.0, 9.0, 9.0]]
+    rates = [[0.1, 0.2, 0.3], [0.4, 0.5, 0.6], [0.7, 9.0, 9.0]]
+    for step, count, loss, rate in zip(
+        (3, 6, 7), (3, 3, 1), losses, rates, strict=True
+    ):
+        metrics = {"loss": jnp.array(loss), "learning_rate": jnp.array(rate)}
+        meter.add(step, metrics, count)
+    meter.write_rest(7)
+    assert skipped == [(6, "loss is nan", 1)]
+    assert [step for step, _ in written] == [2, 4, 6, 7]
+    told = [values for _, values in written]
+    np.testing.assert_allclose([v["loss"] for v in told], [1.5, 3.5, 5, 7])
+    np.testing.assert_allclose([v["learning_rate"] for v in told], [0.2, 0.4, 0.6, 0.7])
+    # No time of the first call, which compiles; a second, then six for each step.
+    speeds = [v.get("images_per_sec") for v in told]
+    np.testing.assert_allclose(speeds[1:], [8, 8, 8 / 6])
+    assert speeds[0] is None
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_the_meter_refuses_what_is_not_finite(value):
     meter = Meter(10, None, batch_size=8)
     meter.add(1, {"loss": jnp.array(1.0), "grad_norm": jnp.array(1.0)})
     meter.add(2, {"loss": jnp.array(1.0), "grad_norm": jnp.array(value)})
     with pytest.raises(NonFiniteError, match="grad_norm is (nan|inf) at step 2"):
+        meter.pause()
+    meter = Meter(10, None, batch_size=8)
+    meter.add(8, {"loss": jnp.array([1.0, value, 1.0, 1.0])}, 4)
+    with pytest.raises(NonFiniteError, match="loss is (nan|inf) at step 6"):
         meter.pause()

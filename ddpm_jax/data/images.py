@@ -1,7 +1,8 @@
 """Images as arrays: fitted to a size, scaled to [-1, 1] and back, tiled, saved.
 
-A picture is uint8 [H, W, C] in 0..255; the model sees float32 in [-1, 1]. Only
-`to_float` runs on the accelerator too, so it uses nothing but operators.
+A picture is uint8 [H, W, C] in 0..255; the model sees float32 in [-1, 1]. `to_float`
+and `to_uint8` run on the accelerator too, so they use nothing but operators and methods
+that NumPy's arrays and JAX's share.
 """
 
 import math
@@ -41,17 +42,17 @@ def to_float(images):
     return images.astype("float32") / 127.5 - 1
 
 
-def to_uint8(images) -> np.ndarray:
+def to_uint8(images):
     """Turns the model's range into pixels: clipped to [-1, 1], rounded to nearest.
 
     Args:
-        images: float array of any shape.
+        images: float array of any shape, of NumPy or JAX (also while traced).
 
     Returns:
-        The uint8 NumPy array of the same shape; the inverse of `to_float`.
+        The uint8 array of the same kind and shape; the inverse of `to_float`.
     """
-    images = np.clip(np.asarray(images, np.float32), -1, 1)
-    return np.rint(127.5 * (images + 1)).astype(np.uint8)
+    images = images.astype("float32").clip(-1, 1)
+    return (127.5 * (images + 1)).round().astype("uint8")
 
 
 def read(

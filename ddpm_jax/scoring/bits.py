@@ -108,7 +108,7 @@ def score(
       data: the images, and their labels if the model is conditional.
       seed: of the noise.
       book: where scores are kept.
-      batch_size: images at a time.
+      batch_size: images at a time, on each device.
       **protocol: what else the number depends on.
 
     Raises:

@@ -22,7 +22,7 @@ def measure_of(config, extractor: Extractor, batch_size: int, folder: Path) -> M
     Args:
       config: whose images; they must have the splits "train" and "test".
       extractor: in whose features what is near lies near.
-      batch_size: images at a time.
+      batch_size: images at a time, on each device.
       folder: where the nearest pairs and the distances are drawn.
 
     Raises:
@@ -67,4 +67,4 @@ def measure_of(config, extractor: Extractor, batch_size: int, folder: Path) -> M
 def _drawn(subject, positions):
     """Some images, as many at a time as the devices can share."""
     whole = -(-len(positions) // jax.local_device_count()) * jax.local_device_count()
-    return subject.draw(np.resize(positions, whole))[: len(positions)]
+    return np.asarray(subject.draw(np.resize(positions, whole)))[: len(positions)]

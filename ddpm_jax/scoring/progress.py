@@ -23,7 +23,7 @@ class Options(NamedTuple):
       every: steps between scores, 0 for none.
       metric: "fid", "sfid", "kid", "fd", "is" or "accuracy".
       num: how many samples are scored.
-      batch_size: samples at a time.
+      batch_size: samples at a time, on each device.
       inception: the file of the Inception network's weights, or None for those in the
         cache.
       convention: how images come to its size (see `evaluation.resize`).

@@ -50,7 +50,7 @@ def find(
       name: of a split, or of a file, which ends in .npz.
       config: whose images, for a split.
       extractor: the feature network.
-      batch_size: images at a time.
+      batch_size: images at a time, on each device.
 
     Raises:
       ConfigError: if there is no such split, or no config that says of what.

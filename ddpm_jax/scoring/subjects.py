@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ddpm_jax import experiment as experiments
-from ddpm_jax.data import images
 from ddpm_jax.data.source import ArraySource, Source, gather, labels_of
 from ddpm_jax.evaluation import statistics
 from ddpm_jax.evaluation.extractors import Extractor, fingerprint
@@ -23,7 +22,7 @@ class Subject(NamedTuple):
       num: how many images.
       image_shape: (height, width, channels).
       draw: positions [part] -> uint8 images [part, height, width, channels], where the
-        part is shared by the devices.
+        part is shared by the devices; what a model draws stays on them.
       labels: the class of each image, [num], or None.
       protocol: what decides the images, as JSON has it.
     """
@@ -40,6 +39,7 @@ def of_model(
     name: str,
     run: Experiment,
     params,
+    /,
     num: int,
     seed: int = 0,
     labels: np.ndarray | None = None,
@@ -54,21 +54,21 @@ def of_model(
       num: how many images.
       seed: of their noise.
       labels: their classes [num], or None for a model without.
-      **protocol: what else decides the images, such as the sampler's settings.
+      **protocol: what else decides the images, such as the sampler's settings and a
+        hash of the parameters.
     """
     protocol |= {
-        "params": fingerprint(params),
         "seed": seed,
         "network_calls": run.network_calls,
         "rounding": "uint8",
     }
-    sample_fn = parallel.shard(run.sample_fn)
+    picture_fn = parallel.shard(run.picture_fn)
     params = parallel.replicate(params)
     keys = experiments.sample_keys(seed, num)
 
     def draw(positions):
         conditions = None if labels is None else labels[positions]
-        return images.to_uint8(sample_fn(params, keys[positions], conditions))
+        return picture_fn(params, keys[positions], conditions)
 
     return Subject(name, num, run.image_shape, draw, labels, protocol)
 
@@ -104,7 +104,7 @@ def measure(
     Args:
       subject: the images.
       extractor: the feature network.
-      batch_size: images at a time.
+      batch_size: images at a time, on each device.
       num_kept: of how many to keep the features (see `statistics.collect`).
       **keep: see `parallel.in_batches`.
 

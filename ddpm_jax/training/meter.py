@@ -6,6 +6,10 @@ from collections import defaultdict, deque
 from collections.abc import Callable
 
 import jax
+import numpy as np
+
+# What is not averaged: the last step of an interval has it.
+NEWEST = ("learning_rate",)
 
 
 class NonFiniteError(ArithmeticError):
@@ -15,8 +19,9 @@ class NonFiniteError(ArithmeticError):
 class Meter:
     """Averages the metrics of each interval of steps and hands them on.
 
-    Steps are dispatched ahead of the device; the meter reads a step's metrics when a
-    few younger ones are under way. That also bounds how far the host runs ahead.
+    Steps are dispatched ahead of the device, one or several a call; the meter reads a
+    call's metrics when a few younger ones are under way. That also bounds how far the
+    host runs ahead.
     """
 
     def __init__(
@@ -34,8 +39,8 @@ class Meter:
           every: steps in an interval.
           write: called as write(step, averages) at the end of each interval.
           batch_size: images in a step, for "images_per_sec", which leaves out the
-            first step, that compiles.
-          in_flight: how many steps may be under way.
+            first call, that compiles.
+          in_flight: how many calls may be under way.
           max_skipped: how many steps may have metrics that are not finite; the step
             itself must then have left its state as it was.
           skip: called as skip(step, why, number so far) for each of them.
@@ -49,16 +54,22 @@ class Meter:
         self._skipped = 0
         self._pending = deque()
         self._last = None
+        self._newest = {}
         self._restart()
 
-    def add(self, step: int, metrics: dict) -> None:
-        """Takes the metrics of a step just dispatched.
+    def add(self, step: int, metrics: dict, count: int = 1) -> None:
+        """Takes the metrics of a call just dispatched.
+
+        Args:
+          step: the last step of the call.
+          metrics: scalars, or arrays that begin with a value for each step.
+          count: how many steps it takes.
 
         Raises:
           NonFiniteError: if an older step's metrics are not finite, and no more such
             steps may be skipped.
         """
-        self._pending.append((step, metrics))
+        self._pending.append((range(step - count + 1, step + 1), metrics))
         while len(self._pending) > self._in_flight:
             self._take()
 
@@ -81,20 +92,29 @@ class Meter:
             self._emit(step)
 
     def _take(self):
-        step, metrics = self._pending.popleft()
-        values = jax.device_get(metrics)
+        steps, metrics = self._pending.popleft()
+        metrics = jax.device_get(metrics)
+        now = time.perf_counter()
+        seconds = None  # the first call compiles
+        if self._last is not None:
+            seconds = (now - self._last) / len(steps)
+        self._last = now
+        for i, step in enumerate(steps):
+            values = {name: float(np.ravel(x)[i]) for name, x in metrics.items()}
+            self._take_step(step, values, seconds)
+
+    def _take_step(self, step, values, seconds):
         bad = [f"{k} is {v}" for k, v in values.items() if not math.isfinite(v)]
         if bad:
             self._refuse(step, bad[0])
         else:
             self._count += 1
             for name, value in values.items():
-                self._sums[name] += float(value)
-        now = time.perf_counter()
-        if self._last is not None:  # the first step compiles
-            self._seconds += now - self._last
+                self._sums[name] += value
+        self._newest = {k: v for k, v in values.items() if k in NEWEST}
+        if seconds is not None:
+            self._seconds += seconds
             self._timed += 1
-        self._last = now
         if step % self._every == 0:
             self._emit(step)
 
@@ -107,6 +127,7 @@ class Meter:
 
     def _emit(self, step):
         averages = {name: total / self._count for name, total in self._sums.items()}
+        averages |= self._newest
         if self._skipped:
             averages["skipped"] = self._skipped
         if self._timed:

@@ -7,9 +7,10 @@ exchanged but the results, between processes.
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import Mesh, NamedSharding
@@ -47,6 +48,56 @@ def parallel_step(train_step: Callable) -> Callable:
         return mapped(state, jax.tree.map(_cut, batch), key, votes)
 
     return step
+
+
+def parallel_steps(train_step: Callable, most: int) -> Callable:
+    """Maps several training steps over all devices of all processes, in one call.
+
+    What a call costs the host is paid once: over several processes `pmap` converts each
+    leaf of the state, 13 to 53 ms for a U-Net of 1,000 leaves. All steps go through one
+    program, a loop whose length is an argument, so how they are cut into calls changes
+    no bit. (XLA may round otherwise in a loop than in the program of a single step.)
+
+    Args:
+      train_step: as for `parallel_step`.
+      most: the most steps of a call; 1 for `parallel_step`'s own program.
+
+    Returns:
+      steps(state, batches, key, vote=False) -> (state, metrics, votes), as
+      `parallel_step` for a sequence of 1 ... `most` host batches; metrics are those of
+      each step, [most], of which the first len(batches) count (no axis if most is 1).
+    """
+    if most == 1:
+        one = parallel_step(train_step)
+        return lambda state, batches, *given: one(state, *batches, *given)
+
+    def train_and_vote(state, batches, key, vote, count):
+        def take(i, carried):
+            state, metrics = carried
+            batch = jax.tree.map(lambda x: x[i], batches)
+            state, made = train_step(state, batch, key)
+            return state, jax.tree.map(lambda x, y: x.at[i].set(y), metrics, made)
+
+        first = jax.tree.map(lambda x: x[0], batches)
+        _, shapes = jax.eval_shape(train_step, state, first, key)
+        metrics = jax.tree.map(lambda x: jnp.zeros((most, *x.shape), x.dtype), shapes)
+        state, metrics = jax.lax.fori_loop(0, count, take, (state, metrics))
+        return state, metrics, jax.lax.pmean(vote, AXIS)
+
+    mapped = jax.pmap(
+        train_and_vote,
+        axis_name=AXIS,
+        in_axes=(None, 0, None, 0, None),
+        out_axes=(None, None, None),
+        donate_argnums=0,
+    )
+
+    def steps(state, batches, key, vote=False):
+        votes = np.full(jax.local_device_count(), vote, np.float32)
+        stacked = jax.tree.map(lambda *parts: _stacked(parts, most), *batches)
+        return mapped(state, stacked, key, votes, np.int32(len(batches)))
+
+    return steps
 
 
 @functools.lru_cache(maxsize=16)
@@ -91,7 +142,8 @@ def in_batches(
     Args:
       fn: positions [part] -> results of these examples, a tree of arrays [part, ...].
       num: how many examples.
-      batch_size: how many at a time; made a multiple of all devices.
+      batch_size: the most at a time on each device, so that more devices take less
+        time; fewer where all share them at once.
       title: of the progress bar, which shows the batches where there are several.
       keep: called as keep(positions, compute) for each part; it returns compute(), or
         what that returned before.
@@ -100,7 +152,7 @@ def in_batches(
       NumPy results [batch, ...]; those of the last batch may be fewer.
     """
     devices, processes = jax.local_device_count(), jax.process_count()
-    part = -(-min(batch_size, num) // (devices * processes)) * devices
+    part = min(batch_size, -(-num // (devices * processes))) * devices
     starts = range(0, num, part * processes)
     quiet = True if len(starts) == 1 or jax.process_index() else None
     for start in tqdm(starts, title, unit="batch", disable=quiet):  # None: on terminals
@@ -176,3 +228,15 @@ def _merged(x):
 def _cut(x):
     """[local batch, ...] -> [local devices, batch of a device, ...]."""
     return x.reshape(jax.local_device_count(), -1, *x.shape[1:])
+
+
+def _stacked(parts: Sequence[np.ndarray], most: int):
+    """[local batch, ...] of some steps -> [local devices, most, batch of a device, ...]
+
+    Steps beyond those given are not taken, so their place may hold anything.
+    """
+    first = _cut(parts[0])
+    stacked = np.zeros((len(first), most, *first.shape[1:]), first.dtype)
+    for i, part in enumerate(parts):
+        stacked[:, i] = _cut(part)
+    return stacked

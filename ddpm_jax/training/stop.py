@@ -7,21 +7,25 @@ from collections import deque
 
 import jax
 
-# Votes are read when so many younger steps are under way, so that nobody waits.
-_LAG = 3
-
 
 class Stop(contextlib.AbstractContextManager):
     """Notes SIGTERM, SIGHUP and Ctrl-C, so that a step can be finished and saved.
 
-    A signal may reach one process only: each step carries the vote of every process,
-    and all read the same result at the same step.
+    A signal may reach one process only: each call of steps carries the vote of every
+    process, and all read the same result at the same step.
 
     Attributes:
       signal: the number of the signal, or None; a second Ctrl-C interrupts at once.
     """
 
-    def __init__(self):
+    def __init__(self, lag: int = 3):
+        """Begins to listen.
+
+        Args:
+          lag: votes are read when so many younger calls are under way, so that nobody
+            waits.
+        """
+        self._lag = lag
         self.signal = None
         self._before = {}
         self._votes = deque()
@@ -38,11 +42,11 @@ class Stop(contextlib.AbstractContextManager):
         return self.signal is not None
 
     def decided(self, votes: jax.Array) -> bool:
-        """Takes the votes of the step just dispatched; returns whether to stop now."""
+        """Takes the votes of the call just dispatched; returns whether to stop now."""
         if jax.process_count() == 1:
             return self.asked
         self._votes.append(votes)
-        return len(self._votes) > _LAG and float(self._votes.popleft()) > 0
+        return len(self._votes) > self._lag and float(self._votes.popleft()) > 0
 
     @property
     def exit_code(self) -> int:

@@ -38,9 +38,9 @@ class Writer:
             smoothing=0.1,
         )
 
-    def advance(self) -> None:
-        """Moves the progress bar by a step."""
-        self._bar.update()
+    def advance(self, steps: int = 1) -> None:
+        """Moves the progress bar."""
+        self._bar.update(steps)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Records scalars, one JSON object a line."""

@@ -19,7 +19,11 @@ from ddpm_jax.training.checksums import DamagedError
 # what costs computation instead of memory so that one can go on where there is less.
 MAY_CHANGE = (
     "init_from",
+    "data.cache",
     "data.data_dir",
+    "data.max_memory_gb",
+    "data.num_workers",
+    "data.prefetch",
     "denoiser.",
     "evaluation.",
     "network.remat",

@@ -21,7 +21,7 @@ import numpy as np
 from ddpm_jax import cli, config, datasets, models, plan, runs
 from ddpm_jax import experiment as experiments
 from ddpm_jax.config import ConfigError
-from ddpm_jax.data import images, pipeline
+from ddpm_jax.data import images
 from ddpm_jax.scoring import progress
 from ddpm_jax.training import parallel, processes
 from ddpm_jax.training.checkpoints import Checkpoints
@@ -52,7 +52,7 @@ def train(settings: dict[str, Any], workdir: str | os.PathLike) -> int:
         experiment = experiments.build(settings)
         options = experiments.train_options(settings)
         scoring = progress.options_of(settings)
-        batch_fn = datasets.make_batches(settings, options.num_microbatches)
+        feed = datasets.make_feed(settings, options.num_microbatches)
     score_params = None
     if scoring.every:  # all of them make it, with what they share
         score_params = progress.make_scorer(settings, experiment, scoring)
@@ -83,7 +83,8 @@ def train(settings: dict[str, Any], workdir: str | os.PathLike) -> int:
 
         def log(step, averages):
             rate = float(experiment.learning_rate(step - 1))
-            writer.metrics(step, {**averages, "learning_rate": rate})
+            pace = batches.measured()
+            writer.metrics(step, {**averages, "learning_rate": rate, **pace})
 
         def skip(step, why, skipped):
             left = f"{skipped} of at most {options.max_skipped}"
@@ -101,7 +102,7 @@ def train(settings: dict[str, Any], workdir: str | os.PathLike) -> int:
             skip=skip,
         )
         watchdog = enter(Watchdog(options.timeout))
-        batches = enter(closing(pipeline.prefetch(batch_fn, first, options.num_steps)))
+        batches = enter(closing(feed.ahead(first, options.num_steps, writer.line)))
         for step, batch in enumerate(batches, first + 1):
             state, metrics, votes = train_step(state, batch, train_key, stop.asked)
             last = stop.decided(votes) or step == options.num_steps

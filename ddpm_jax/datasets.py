@@ -56,8 +56,8 @@ def make_feed(config: dict[str, Any], num_microbatches: int = 1) -> pipeline.Fee
     )
     advice = f"raise data.num_workers, now {ahead['num_workers']}"
     if kept is source and not isinstance(source, ArraySource):
-        all_gb = len(source) * math.prod(source.image_shape) / 1e9
-        advice += f", or data.max_memory_gb to {all_gb:.1f}, for all of them"
+        tenths = math.ceil(len(source) * math.prod(source.image_shape) / 1e8)
+        advice += f", or data.max_memory_gb to {tenths / 10}, for all of them"
     return pipeline.Feed(
         batch_fn,
         batch_size,

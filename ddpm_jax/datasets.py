@@ -1,5 +1,6 @@
 """The images of a config: opened, in splits, in batches."""
 
+import contextlib
 import inspect
 import math
 import os
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from tqdm import tqdm
 
 from ddpm_jax.config import ConfigError
 from ddpm_jax.construct import attempt, call, choose
@@ -43,8 +45,7 @@ def make_feed(config: dict[str, Any], num_microbatches: int = 1) -> pipeline.Fee
     share = batch_size // jax.process_count() * math.prod(config["image_shape"])
     ahead = call(_part(section, AHEAD), "data", _ahead, share)
     source = open_source(config)
-    say = print if jax.process_index() == 0 else _nothing
-    kept = call(_part(section, KEEPING), "data", keep, source, say=say)
+    kept = call(_part(section, KEEPING), "data", keep, source, say=_say)
     batch_fn = call(
         _part(section, ("batch_size", "flip")),
         "data",
@@ -79,8 +80,10 @@ def _part(section, keys):
     return {key: section[key] for key in keys if key in section}
 
 
-def _nothing(text):
-    """What the other processes say of what all of them do."""
+def _say(text):
+    """Every process says what it writes on its disk."""
+    with contextlib.suppress(BrokenPipeError):  # a run outlives its terminal
+        tqdm.write(text)
 
 
 def _ahead(

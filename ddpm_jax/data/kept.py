@@ -149,7 +149,7 @@ class _File:
     def __init__(self, path: Path, say: Say):
         rows = np.load(path, mmap_mode="r")
         self._type = rows.dtype
-        self._rows = rows.view(np.uint8).reshape(len(rows), -1)
+        self._rows = np.asarray(rows).view(np.uint8).reshape(len(rows), -1)
         self._start = rows.offset
         self._path, self._say, self._said = path, say, set()
         self._file = os.open(path, os.O_RDWR)

@@ -6,7 +6,9 @@ Images lie in the folder itself. Where they lie in sub-folders, those are classe
 a conditional model uses with --config.network.num_classes=N (and label_dropout=0.1 for
 guidance). For another size, set --config.image_shape=128,128,3: each side a multiple of
 16, 2 to the number of channel_mults less one. Corrupt files are refused by name;
---config.data.on_error=skip leaves them out.
+--config.data.on_error=skip leaves them out. Decoded images stay in memory up to
+--config.data.max_memory_gb=4, larger folders in a file beside the folder; what else
+there is to set is in docs/input.md.
 
 The U-Net of Song et al. (2021) for CelebA at 64x64, 78.7M parameters, with dropout 0.1.
 Watch samples/ in the run's folder; the loss says little after the first thousands of

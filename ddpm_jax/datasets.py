@@ -1,25 +1,36 @@
 """The images of a config: opened, in splits, in batches."""
 
+import contextlib
 import inspect
+import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+from tqdm import tqdm
 
 from ddpm_jax.config import ConfigError
 from ddpm_jax.construct import attempt, call, choose
 from ddpm_jax.data import pipeline, sources
 from ddpm_jax.data.folder import image_shape_of
-from ddpm_jax.data.source import Source, in_memory
+from ddpm_jax.data.kept import keep
+from ddpm_jax.data.source import ArraySource, Source
 from ddpm_jax.training import parallel
 
-# The keys of the section `data` that say how to batch; the others open the source.
-BATCHING = ("batch_size", "flip")
+# The keys of the section `data` that say how to keep images, how to batch them and how
+# to compute batches ahead; the others open the source.
+KEEPING = ("max_memory_gb", "cache")
+AHEAD = ("num_workers", "prefetch")
+BATCHING = ("batch_size", "flip", *KEEPING, *AHEAD)
+
+# The most memory that batches computed ahead take, unless `prefetch` is given.
+_AHEAD_GB = 1.0
 
 
-def make_batches(config: dict[str, Any], num_microbatches: int = 1) -> Callable:
-    """Opens a config's images: batch_fn(step) -> this process's part of the batch.
+def make_feed(config: dict[str, Any], num_microbatches: int = 1) -> pipeline.Feed:
+    """Opens a config's images, for this process's part of the batches.
 
     Args:
       config: the config.
@@ -29,18 +40,64 @@ def make_batches(config: dict[str, Any], num_microbatches: int = 1) -> Callable:
       ConfigError: if they are missing, or do not fit the rest of the config.
     """
     section = config.get("data", {})
-    batching = {key: section[key] for key in BATCHING if key in section}
-    batch_size = batching.get("batch_size", 0)
+    batch_size = section.get("batch_size", 0)
     attempt("data", parallel.check_batch_size, batch_size, num_microbatches)
-    return call(
-        batching,
+    share = batch_size // jax.process_count() * math.prod(config["image_shape"])
+    ahead = call(_part(section, AHEAD), "data", _ahead, share)
+    source = open_source(config)
+    kept = call(_part(section, KEEPING), "data", keep, source, say=_say)
+    batch_fn = call(
+        _part(section, ("batch_size", "flip")),
         "data",
         pipeline.make_batch_fn,
-        attempt("data", in_memory, open_source(config)),
+        kept,
         seed=config.get("seed", 0),
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
+    advice = f"raise data.num_workers, now {ahead['num_workers']}"
+    if kept is source and not isinstance(source, ArraySource):
+        tenths = math.ceil(len(source) * math.prod(source.image_shape) / 1e8)
+        advice += f", or data.max_memory_gb to {tenths / 10}, for all of them"
+    return pipeline.Feed(
+        batch_fn,
+        batch_size,
+        **ahead,
+        first_pass=0 if kept is source else math.ceil(len(source) / batch_size),
+        advice=advice,
+    )
+
+
+def make_batches(config: dict[str, Any], num_microbatches: int = 1) -> Callable:
+    """Opens a config's images: batch_fn(step) -> this process's part of the batch.
+
+    See `make_feed`.
+    """
+    return make_feed(config, num_microbatches).batch_fn
+
+
+def _part(section, keys):
+    return {key: section[key] for key in keys if key in section}
+
+
+def _say(text):
+    """Every process says what it writes on its disk."""
+    with contextlib.suppress(BrokenPipeError):  # a run outlives its terminal
+        tqdm.write(text)
+
+
+def _ahead(
+    batch_bytes: int, num_workers: int | None = None, prefetch: int | None = None
+) -> dict[str, int]:
+    """How many threads compute how many batches ahead."""
+    if num_workers is None:
+        num_workers = min(max(os.cpu_count() or 1, 4), 16)
+    if prefetch is None:
+        prefetch = min(8, max(1, int(_AHEAD_GB * 1e9) // batch_bytes))
+    for name, value in {"num_workers": num_workers, "prefetch": prefetch}.items():
+        if value < 1:
+            raise ValueError(f"{name} is {value}: give 1 or more")
+    return {"num_workers": num_workers, "depth": prefetch}
 
 
 def open_source(config: dict[str, Any]) -> Source:

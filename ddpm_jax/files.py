@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, and arrays read from them."""
+"""Files: written whole or not at all, told apart, and arrays read from them."""
 
 import fcntl
 import os
@@ -27,6 +27,12 @@ def whole(path: str | os.PathLike) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def stamp_of(path: Path) -> tuple[int, int]:
+    """Returns a file's size in bytes and its last change in nanoseconds."""
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
 
 
 @contextmanager

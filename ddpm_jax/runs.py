@@ -20,7 +20,11 @@ from ddpm_jax.training.checksums import DamagedError
 # What rounds otherwise is among it, as other devices do: microbatches, steps of a call.
 MAY_CHANGE = (
     "init_from",
+    "data.cache",
     "data.data_dir",
+    "data.max_memory_gb",
+    "data.num_workers",
+    "data.prefetch",
     "denoiser.",
     "evaluation.",
     "network.remat",

@@ -23,7 +23,7 @@ import numpy as np
 from ddpm_jax import cli, config, datasets, models, plan, runs
 from ddpm_jax import experiment as experiments
 from ddpm_jax.config import ConfigError
-from ddpm_jax.data import images, pipeline
+from ddpm_jax.data import images
 from ddpm_jax.scoring import progress
 from ddpm_jax.training import calls, parallel, processes
 from ddpm_jax.training.checkpoints import Checkpoints
@@ -54,7 +54,7 @@ def train(settings: dict[str, Any], workdir: str | os.PathLike) -> int:
         experiment = experiments.build(settings)
         options = experiments.train_options(settings)
         scoring = progress.options_of(settings)
-        batch_fn = datasets.make_batches(settings, options.num_microbatches)
+        feed = datasets.make_feed(settings, options.num_microbatches)
         options = _with_calls(options, experiment, settings["data"]["batch_size"])
     score_params = None
     if scoring.every:  # all of them make it, with what they share
@@ -85,6 +85,9 @@ def train(settings: dict[str, Any], workdir: str | os.PathLike) -> int:
         begun = f"going on from step {first}" if first else "training"
         writer.line("; ".join([f"{begun} in {workdir}{_devices()}", *notes]))
 
+        def log(step, averages):
+            writer.metrics(step, {**averages, **batches.measured()})
+
         def skip(step, why, skipped):
             left = f"{skipped} of at most {options.max_skipped}"
             writer.line(f"step {step} changed nothing: {why} ({left} such steps)")
@@ -95,14 +98,14 @@ def train(settings: dict[str, Any], workdir: str | os.PathLike) -> int:
         score = _score(score_params, scoring.metric, writer)
         meter = Meter(
             options.log_every,
-            writer.metrics,
+            log,
             settings["data"]["batch_size"],
             in_flight,
             max_skipped=options.max_skipped,
             skip=skip,
         )
         watchdog = enter(Watchdog(options.timeout))
-        batches = enter(closing(pipeline.prefetch(batch_fn, first, options.num_steps)))
+        batches = enter(closing(feed.ahead(first, options.num_steps, writer.line)))
         step, most = first, options.steps_per_call
         intervals = options.save_every, options.sample_every, scoring.every
         for end in calls.ends(first, options.num_steps, most, intervals):

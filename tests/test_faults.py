@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -172,22 +173,21 @@ def test_an_image_that_is_damaged_while_training_is_named(tmp_path, monkeypatch)
     images = np.random.default_rng(0).integers(0, 255, (16, 8, 8), np.uint8)
     for i, image in enumerate(images):
         Image.fromarray(image).save(tmp_path / f"{i:02}.png")
-    monkeypatch.setattr(datasets, "in_memory", lambda source: source)
     data = {"name": "folder", "path": str(tmp_path), "batch_size": 8}
     settings = {
         **small("network.num_classes=0", "network.label_dropout=0.0"),
         "data": data,
     }
     whole = (tmp_path / "03.png").read_bytes()
-    opened = datasets.make_batches
+    opened = datasets.make_feed
 
     def damage_later(*args):
-        batch_fn = opened(*args)
+        feed = opened(*args)
         (tmp_path / "03.png").write_bytes(whole[:60])
-        return batch_fn
+        return feed
 
     with monkeypatch.context() as context:
-        context.setattr(datasets, "make_batches", damage_later)
+        context.setattr(datasets, "make_feed", damage_later)
         with pytest.raises(
             OSError, match="cannot read .*/03.png any more .*put it back"
         ):
@@ -203,7 +203,7 @@ def test_a_record_that_cannot_be_decoded_is_named():
                 raise SyntaxError("broken PNG file")
             return [{"image": np.zeros((4, 4, 1), np.uint8)} for _ in indices]
 
-    records = tfds._Records("faces train", Records(), (4, 4, 1), 0)
+    records = tfds._Records("faces train", Path(), Records(), (4, 4, 1), 0)
     assert gather(records, np.array([1, 2]))[0].shape == (2, 4, 4, 1)
     message = r"record 7 of faces train cannot be decoded \(broken PNG file\)"
     with pytest.raises(OSError, match=message):

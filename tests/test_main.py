@@ -119,6 +119,8 @@ def test_a_run_leaves_everything_the_contract_says(workdir):
         "learning_rate",
         "grad_norm",
         "images_per_sec",
+        "input_wait",
+        "input_images_per_sec",
     }
     with Image.open(workdir / "samples" / "step_00000006.png") as picture:
         assert picture.mode == "L" and min(picture.size) >= 128

@@ -6,8 +6,11 @@ import time
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from ddpm_jax.data.pipeline import make_batch_fn, prefetch
+from ddpm_jax import datasets
+from ddpm_jax.config import ConfigError
+from ddpm_jax.data.pipeline import Feed, make_batch_fn, prefetch
 
 
 class Numbered:
@@ -242,3 +245,103 @@ def test_prefetch_ends_its_threads_when_the_consumer_stops():
 def test_prefetch_refuses_to_do_nothing(arguments):
     with pytest.raises(ValueError, match="both must be positive"):
         next(prefetch(lambda step: step, 0, 3, **arguments))
+
+
+def test_ahead_gives_the_batches_and_ends_its_threads():
+    feed = Feed(lambda step: step, 8, num_workers=2, depth=3)
+    batches = feed.ahead(3, 9)
+    assert list(batches) == list(range(3, 9))
+    batches = feed.ahead(0, 10**9)
+    next(batches)
+    assert prefetch_threads()
+    del batches
+    assert not prefetch_threads()
+
+
+def run(feed, steps, seconds, say=print):
+    """Takes steps of so many seconds each; returns the pace."""
+    batches = feed.ahead(0, 10**9, say)
+    for _ in range(steps):
+        next(batches)
+        time.sleep(seconds)
+    try:
+        return batches.measured(), batches.measured()
+    finally:
+        batches.close()
+
+
+def test_the_pace_of_the_input_and_the_wait_for_it():
+    """Workers of 20 ms a batch against steps of 40 ms, and of none."""
+
+    def slow(step):
+        time.sleep(0.02)
+        return step
+
+    said = []
+    ample, again = run(Feed(slow, 8, num_workers=2, depth=4), 6, 0.04, said.append)
+    assert ample["input_wait"] < 0.1 and not said
+    assert 400 < ample["input_images_per_sec"] <= 8 * 2 / 0.02
+    assert again["input_images_per_sec"] > 0, "as it was, where nothing was computed"
+    scarce, _ = run(Feed(slow, 8, num_workers=2, depth=1), 12, 0, said.append)
+    assert scarce["input_wait"] > 0.8
+    assert scarce["input_images_per_sec"] <= 8 / 0.02, "one batch ahead, one at work"
+
+
+def test_waiting_is_told_once_and_not_of_a_first_pass():
+    def slow(step):
+        time.sleep(0.005)
+        return step
+
+    said = []
+    feed = Feed(slow, 8, depth=1, first_pass=4, advice="raise something")
+    batches = feed.ahead(0, 100, said.append)
+    for step, _ in zip(range(9), batches, strict=False):
+        batches.measured()
+        assert len(said) == (step >= 4)
+    (line,) = said
+    assert line.startswith("training waits ") and line.endswith(": raise something")
+    batches.close()
+
+
+DATA = {"name": "digits", "batch_size": 16}
+
+
+def feed_of(**data):
+    return datasets.make_feed({"image_shape": (8, 8, 1), "data": {**DATA, **data}})
+
+
+def test_batches_ahead_take_a_bounded_memory():
+    feed = feed_of()
+    assert feed.depth == 8 and 4 <= feed.num_workers <= 16
+    assert feed_of(prefetch=50, num_workers=3)[2:4] == (3, 50)
+    assert datasets._ahead(300_000_000)["depth"] == 3
+    assert datasets._ahead(5_000_000_000)["depth"] == 1
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"num_workers": 0}, "config.data: num_workers is 0: give 1 or more"),
+        ({"prefetch": 0}, "config.data: prefetch is 0: give 1 or more"),
+        ({"prefetch": 2.5}, "config.data.prefetch must be a whole number or None"),
+        ({"max_memory_gb": "4"}, "config.data.max_memory_gb must be a number"),
+        ({"max_memory_gb": -1.0}, "config.data: max_memory_gb is -1.0: give 0"),
+        ({"cache": 3}, "config.data.cache must be True or False or text"),
+        ({"max_memory": 1}, "did you mean 'max_memory_gb'"),
+    ],
+)
+def test_settings_that_make_no_sense_are_named(data, message):
+    with pytest.raises(ConfigError, match=message):
+        feed_of(**data)
+
+
+def test_what_cannot_be_kept_comes_with_what_would_help(tmp_path):
+    pixels = np.zeros((8, 8), np.uint8)
+    for i in range(40):
+        Image.fromarray(pixels).save(tmp_path / f"{i:02}.png")
+    data = {"name": "folder", "path": str(tmp_path), "num_workers": 5}
+    kept = feed_of(**data)
+    assert kept.first_pass == 3 and kept.advice == "raise data.num_workers, now 5"
+    feed = feed_of(**data, cache=False, max_memory_gb=0.0)
+    assert feed.first_pass == 0 and "or data.max_memory_gb to " in feed.advice
+    assert_equal(feed.batch_fn(7), kept.batch_fn(7))

@@ -7,32 +7,45 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import PIL
 from PIL import Image, ImageOps
 
-from ddpm_jax.data.images import height_width, read, resize_and_crop
-from ddpm_jax.data.source import Source, in_parallel
+from ddpm_jax.data import manifest
+from ddpm_jax.data.images import ORIENTATION, height_width, read, resize_and_crop
+from ddpm_jax.data.source import Origin, Source, digest
+from ddpm_jax.files import stamp_of
 
 _EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"}
-_ORIENTATION = 0x0112  # of EXIF
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Folder:
     """Image files, decoded when they are asked for."""
 
-    paths: Sequence[Path]
+    root: Path
+    names: Sequence[Path]
+    stamps: Sequence[manifest.Stamp]
     labels: Sequence[int]
     num_classes: int
     image_shape: tuple[int, int, int]
+    draft: bool
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.names)
+
+    def origin(self) -> Origin:
+        name = "x".join(map(str, self.image_shape)) + ("-draft" if self.draft else "")
+        files = [*zip(map(str, self.names), self.stamps, self.labels, strict=True)]
+        return Origin(self.root.resolve(), name, digest(PIL.__version__, files))
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        *size, channels = self.image_shape
-        path = self.paths[index]
+        height, width, channels = self.image_shape
+        path = self.root / self.names[index]
+        # Twice the size, so that the resampling is still the one that counts.
+        at_least = (2 * height, 2 * width) if self.draft else None
         try:
-            image = resize_and_crop(read(path, channels), size)
+            image = read(path, channels, at_least=at_least)
+            image = resize_and_crop(image, (height, width))
         except (OSError, ValueError, SyntaxError) as error:  # as PIL's readers do
             raise OSError(
                 f"cannot read {path} any more ({error}): put it back as it was; the "
@@ -46,6 +59,7 @@ def folder(
     image_size: int | Sequence[int],
     channels: int = 3,
     on_error: str = "raise",
+    draft: bool = False,
 ) -> Source:
     """Opens a folder of images: jpg, jpeg, png, webp, bmp or gif (first frame).
 
@@ -53,7 +67,8 @@ def folder(
     sub-folders at any depth: each first-level sub-folder is a class, numbered in the
     order of the names. Hidden files and folders are passed over. Images are turned as
     their EXIF orientation says, resized and cropped at the centre. All are read once
-    here, so that a corrupt one is known now and not on the third day of training.
+    here, so that a corrupt one is known now and not on the third day of training; a
+    later start reads those that changed (see `manifest.check`).
 
     Args:
         path: the folder.
@@ -61,6 +76,9 @@ def folder(
         channels: 3 for RGB or 1 for grey; images are converted.
         on_error: "raise" refuses a corrupt image by its name; "skip" leaves the
             corrupt ones out and warns of their names.
+        draft: whether JPEGs of four times the size or more are decoded at 1/2, 1/4 or
+            1/8, but twice the size at least, before they are resized. That is faster,
+            and changes pixels a little, so a run should stay with what it began with.
 
     Raises:
         FileNotFoundError: if there is no such folder, or no image in it.
@@ -89,7 +107,8 @@ def folder(
     classes = sorted({name.parts[0] for name in names}) if all(in_class) else []
     numbers = {name: number for number, name in enumerate(classes)}
 
-    faults = in_parallel(_fault, [root / name for name in names], "checking images")
+    stamps = [stamp_of(root / name) for name in names]
+    faults = manifest.check(root, names, stamps, _fault)
     corrupt = [f"{n} ({why})" for n, why in zip(names, faults, strict=True) if why]
     if corrupt and on_error == "raise":
         raise ValueError(
@@ -104,9 +123,16 @@ def folder(
             + ", ".join(corrupt),
             stacklevel=2,
         )
-    kept = [name for name, why in zip(names, faults, strict=True) if not why]
-    labels = [numbers.get(name.parts[0], 0) for name in kept]
-    return _Folder([root / name for name in kept], labels, len(classes), image_shape)
+    kept = [i for i, why in enumerate(faults) if not why]
+    return _Folder(
+        root=root,
+        names=[names[i] for i in kept],
+        stamps=[stamps[i] for i in kept],
+        labels=[numbers.get(names[i].parts[0], 0) for i in kept],
+        num_classes=len(classes),
+        image_shape=image_shape,
+        draft=draft,
+    )
 
 
 def image_shape_of(path: str | os.PathLike) -> tuple[int, int, int]:
@@ -123,7 +149,7 @@ def image_shape_of(path: str | os.PathLike) -> tuple[int, int, int]:
             with Image.open(root / name) as picture:
                 channels = 1 if picture.mode in ("1", "L") else 3
                 size = picture.height, picture.width
-                if picture.getexif().get(_ORIENTATION, 1) >= 5:  # lies on its side
+                if picture.getexif().get(ORIENTATION, 1) >= 5:  # lies on its side
                     size = size[::-1]
                 shapes.setdefault((*size, channels), name)
         except OSError as error:

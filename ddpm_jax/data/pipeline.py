@@ -10,16 +10,21 @@ reads the same global batches.
 import functools
 import itertools
 import operator
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import SupportsIndex
+from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
 
 from ddpm_jax.data.source import Source, gather
 
 Batch = dict[str, np.ndarray]
+
+# The share of the time from which on waiting for images is worth a line.
+_TOO_LONG = 0.1
 
 # Philox keys are (seed, stream): the epochs are streams 0, 1, ..., the coins the last.
 _COINS = 2**64 - 1
@@ -121,8 +126,8 @@ def prefetch(
         batch_fn: a function of the step that several threads may call.
         first_step: the first step.
         end_step: one past the last step, as in `range`.
-        num_workers: threads; each computes whole batches, so records are decoded in
-            parallel (PIL releases the interpreter's lock while it decodes).
+        num_workers: threads; each computes whole batches, so images are decoded in
+            parallel as far as PIL lets go of the interpreter's lock.
         depth: batches in flight or waiting, which bounds the memory.
 
     Raises:
@@ -143,3 +148,118 @@ def prefetch(
             yield batch
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+class Feed(NamedTuple):
+    """The batches of a training, and how they are computed ahead.
+
+    Attributes:
+        batch_fn: a function of the step that several threads may call.
+        batch_size: images in a batch of all processes.
+        num_workers: see `prefetch`, and for `depth`.
+        depth: batches in flight or waiting.
+        first_pass: steps that decode images which later ones find decoded.
+        advice: what to do where training waits for images.
+    """
+
+    batch_fn: Callable[[SupportsIndex], Batch]
+    batch_size: int
+    num_workers: int = 4
+    depth: int = 8
+    first_pass: int = 0
+    advice: str = "raise data.num_workers"
+
+    def ahead(
+        self, first_step: int, end_step: int, say: Callable[[str], Any] = print
+    ) -> "Ahead":
+        """Yields the batches of range(first_step, end_step), computed ahead.
+
+        Args:
+            first_step: the first step.
+            end_step: one past the last step, as in `range`.
+            say: told once, in a line, where training waits for images.
+        """
+        return Ahead(self, first_step, end_step, say)
+
+
+class _Pace:
+    """How fast the workers are, all together."""
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._batches, self._seconds, self._newest = 0, 0.0, 0.0
+
+    def timed(self, batch_fn: Callable) -> Callable:
+        """Returns the function, whose calls are counted and timed from now on."""
+
+        def run(step):
+            start = time.perf_counter()
+            batch = batch_fn(step)
+            with self._lock:
+                self._batches += 1
+                self._seconds += time.perf_counter() - start
+            return batch
+
+        return run
+
+    def take(self) -> float:
+        """Returns the batches of a second of a worker since the last call with any."""
+        with self._lock:
+            if self._batches:
+                self._newest = self._batches / self._seconds
+            self._batches, self._seconds = 0, 0.0
+        return self._newest
+
+
+class Ahead:
+    """An iterator over the batches of `prefetch` that knows its pace."""
+
+    def __init__(self, feed: Feed, first_step: int, end_step: int, say: Callable):
+        """Begins; see `Feed.ahead`."""
+        self._feed, self._say, self._pace = feed, say, _Pace()
+        self._batches = prefetch(
+            self._pace.timed(feed.batch_fn),
+            first_step,
+            end_step,
+            feed.num_workers,
+            feed.depth,
+        )
+        self._taken, self._waited, self._since = 0, 0.0, time.perf_counter()
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        start = time.perf_counter()
+        batch = next(self._batches)
+        now = time.perf_counter()
+        if self._taken:
+            self._waited += now - start
+        else:  # nobody can be ahead of the first
+            self._since = now
+        self._taken += 1
+        return batch
+
+    def close(self) -> None:
+        """Ends the threads."""
+        self._batches.close()
+
+    def measured(self) -> dict[str, float]:
+        """Returns the pace since the last call; says once if training waits.
+
+        Returns:
+            "input_wait", the share of the time that was spent waiting for a batch, and
+            "input_images_per_sec", how many images the workers of all processes can
+            compute in a second; where none had to, as it was before.
+        """
+        now, feed = time.perf_counter(), self._feed
+        wait = self._waited / (now - self._since)
+        self._waited, self._since = 0.0, now
+        if wait > _TOO_LONG and self._taken > feed.first_pass and self._say:
+            self._say(
+                f"training waits for images {wait:.0%} of the time: {feed.advice}"
+            )
+            self._say = None
+        images = self._pace.take() * feed.batch_size
+        workers = min(feed.num_workers, feed.depth)
+        return {"input_wait": wait, "input_images_per_sec": images * workers}

@@ -5,9 +5,11 @@ is always the same.
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol, runtime_checkable
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from tqdm import tqdm
@@ -18,7 +20,8 @@ class Source(Protocol):
     """A fixed sequence of labelled images.
 
     A source that reads many images faster than one by one also has a method
-    `gather(indices)`; see the function of that name.
+    `gather(indices)`; see the function of that name. One that decodes files also has a
+    method `origin()`, for what is kept of it between starts.
 
     Attributes:
         image_shape: (H, W, C) of every image.
@@ -34,6 +37,25 @@ class Source(Protocol):
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         """Returns image [H, W, C] uint8 and label number `index`."""
+
+
+class Origin(NamedTuple):
+    """What the pixels of a source are made of.
+
+    Attributes:
+        place: the files' folder.
+        name: which of them, and how they are read, in a few words.
+        content: changes where any of the pixels may have.
+    """
+
+    place: Path
+    name: str
+    content: str
+
+
+def digest(*values: Any) -> str:
+    """Returns a short hash of values that are the same when written out."""
+    return hashlib.sha256(repr(values).encode()).hexdigest()[:16]
 
 
 def gather(source: Source, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -108,9 +130,12 @@ def in_parallel(
 ) -> list[Any]:
     """Applies a function to every item in threads, with a progress bar."""
     items = list(items)
-    with ThreadPoolExecutor() as pool:
+    pool = ThreadPoolExecutor()
+    try:
         # disable=None: no bar where standard error is not a terminal.
         results = tqdm(
             pool.map(function, items), what, len(items), leave=False, disable=None
         )
         return list(results)
+    finally:  # after Ctrl-C, too, without those that have not begun
+        pool.shutdown(cancel_futures=True)

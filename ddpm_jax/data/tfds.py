@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 from PIL import Image
 
 from ddpm_jax.data.images import height_width, resize_and_crop
-from ddpm_jax.data.source import Source
-from ddpm_jax.files import locked
+from ddpm_jax.data.source import Origin, Source, digest
+from ddpm_jax.files import locked, stamp_of
 
 # Only a quick look whether the server answers: the download has its own patience.
 _SECONDS_TO_ANSWER = 5
@@ -30,12 +31,19 @@ class _Records:
     """The records of one split, decoded when they are asked for."""
 
     name: str
+    place: Path
     records: Any  # tfds' random-access source of dicts
     image_shape: tuple[int, int, int]
     num_classes: int
 
     def __len__(self) -> int:
         return len(self.records)
+
+    def origin(self) -> Origin:
+        name = f"{self.name} {'x'.join(map(str, self.image_shape))}"
+        paths = sorted(path for path in self.place.iterdir() if path.is_file())
+        files = [(path.name, *stamp_of(path)) for path in paths]
+        return Origin(self.place.resolve(), name, digest(PIL.__version__, files))
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         images, labels = self.gather(np.array([index]))
@@ -131,7 +139,13 @@ def tfds(
         )
     label = columns.get("label")
     num_classes = label.num_classes if isinstance(label, features.ClassLabel) else 0
-    return _Records(f"{dataset} {split}", records, (*size, channels), num_classes or 0)
+    return _Records(
+        name=f"{dataset} {split}",
+        place=Path(builder.data_path),
+        records=records,
+        image_shape=(*size, channels),
+        num_classes=num_classes or 0,
+    )
 
 
 def _is_prepared(builder) -> bool:

@@ -1,0 +1,91 @@
+"""Which files of a folder were read and found whole, remembered between starts.
+
+A file counts as known while its size and the time of its last change stay; a start then
+asks the file system for these, and reads only what is new.
+"""
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import PIL
+
+from ddpm_jax import cache
+from ddpm_jax.data.source import in_parallel
+from ddpm_jax.files import locked, whole
+
+Stamp = tuple[int, int]  # see `files.stamp_of`
+
+
+def check(
+    root: Path,
+    names: Sequence[Path],
+    stamps: Sequence[Stamp],
+    fault_of: Callable[[Path], str | None],
+) -> list[str | None]:
+    """Says what is wrong with each file of a folder, None where nothing is.
+
+    Processes of one machine read each file once between them. What is known is kept in
+    `ddpm_jax.cache.folder()`, also when the check is interrupted.
+
+    Args:
+        root: the folder.
+        names: its files, relative to it.
+        stamps: theirs.
+        fault_of: reads a file, and says what is wrong with it.
+    """
+    found = {}
+
+    def read(index):
+        found[str(names[index])] = (*stamps[index], fault_of(root / names[index]))
+
+    def unknown():
+        return [
+            index
+            for index, (name, stamp) in enumerate(zip(names, stamps, strict=True))
+            if found.get(str(name), ())[:2] != stamp
+        ]
+
+    name = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
+    place = cache.folder() / "folders" / name
+    path = place / "manifest.json"
+    try:
+        found |= _read(path)
+        if unknown():
+            place.mkdir(parents=True, exist_ok=True)
+            with locked(place):  # another process may be at it
+                found |= _read(path)
+                try:
+                    in_parallel(read, unknown(), "checking images")
+                finally:
+                    present = {str(name) for name in names} & found.keys()
+                    _write(path, root, {name: found[name] for name in present})
+    except OSError as error:
+        in_parallel(read, unknown(), "checking images")
+        warnings.warn(
+            f"cannot keep in {path} which images were found whole ({error}), so each "
+            "start reads all of them: XDG_CACHE_HOME says where else",
+            stacklevel=2,
+        )
+    return [found[str(name)][2] for name in names]
+
+
+def _read(path: Path) -> dict[str, tuple]:
+    """What is known; nothing where the manifest is damaged or another Pillow's."""
+    try:
+        stored = json.loads(path.read_bytes())
+        if stored["pillow"] == PIL.__version__:
+            files = stored["files"].items()
+            return {name: (int(a), int(b), fault) for name, (a, b, fault) in files}
+    except (FileNotFoundError, ValueError, TypeError, LookupError, AttributeError):
+        pass
+    return {}
+
+
+def _write(path: Path, root: Path, found: dict[str, tuple]) -> None:
+    stored = {"folder": str(root), "pillow": PIL.__version__, "files": found}
+    with whole(path) as partial:
+        partial.write_text(json.dumps(stored))

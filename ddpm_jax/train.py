@@ -20,6 +20,7 @@ import numpy as np
 
 from ddpm_jax import cli, config, datasets, models, plan, runs
 from ddpm_jax import experiment as experiments
+from ddpm_jax.compiled import estimates
 from ddpm_jax.config import ConfigError
 from ddpm_jax.data import images, pipeline
 from ddpm_jax.scoring import progress
@@ -182,18 +183,21 @@ def _devices():
     return f" on {jax.device_count()} devices of {jax.process_count()} processes"
 
 
+def step_of(experiment: experiments.Experiment, options: experiments.TrainOptions):
+    """Makes the training step of a device, which `parallel` maps over all."""
+    return make_train_step(
+        experiment.loss_fn,
+        experiment.tx,
+        options.ema_decay,
+        options.num_microbatches,
+        parallel.AXIS,
+        skip_nonfinite=options.max_skipped > 0,
+    )
+
+
 def _train_step(experiment, options):
     """The training step, on all devices."""
-    return parallel.parallel_step(
-        make_train_step(
-            experiment.loss_fn,
-            experiment.tx,
-            options.ema_decay,
-            options.num_microbatches,
-            parallel.AXIS,
-            skip_nonfinite=options.max_skipped > 0,
-        )
-    )
+    return parallel.parallel_step(step_of(experiment, options))
 
 
 def _save_picture(experiment, options, workdir, writer):
@@ -233,18 +237,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Adds the arguments of this main."""
     parser.add_argument(
         "--plan",
-        type=_number,
+        type=_devices_to_plan,
         nargs="?",
         const=0,
         metavar="DEVICES",
-        help="only say what training takes on so many devices (default: those here)",
+        help="only say what training takes on so many devices (default: those here), "
+        "or compile it for some that need not be here, such as v5e:4x4 or h100:8",
+    )
+    parser.add_argument(
+        "--by",
+        choices=["module"],
+        help="with --plan v5e:4x4: where the time goes, by module and by operation",
     )
     return parser
 
 
-def _number(text):
+def _devices_to_plan(text):
+    """A number, or the name of a topology."""
+    if ":" in text or (text[:1].isalpha() and any(map(str.isdigit, text))):
+        return text
     if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError("must be a whole number from 1")
+        raise argparse.ArgumentTypeError(
+            "must be a whole number from 1, or as in v5e:4x4"
+        )
     return int(text)
 
 
@@ -252,6 +267,11 @@ def main(args: argparse.Namespace) -> int:
     """Trains as the command line says."""
     with cli.together():
         settings = config.load(args.config, args.overrides)
+    if isinstance(args.plan, str):
+        print(estimates.describe(settings, args.plan, by_module=args.by is not None))
+        return 0
+    if args.by:
+        raise ConfigError("--by needs --plan and devices to compile for, as in v5e:4x4")
     if args.plan is not None:
         print(plan.describe(settings, args.plan or jax.device_count()))
         return 0

@@ -238,11 +238,7 @@ def with_lighter(
     Raises:
       ConfigError: one line that says what to mend.
     """
-    batch_size = settings.get("data", {}).get("batch_size")
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise ConfigError(
-            f"config.data.batch_size must be whole and at least 1, got {batch_size!r}"
-        )
+    batch_size = batch_size_of(settings)
     experiment = experiments.build(settings)
     options = experiments.train_options(settings)
     here = plan(experiment, options, batch_size, devices)
@@ -257,6 +253,20 @@ def with_lighter(
         smaller = options._replace(num_microbatches=parts)
         others.append((change, plan(experiment, smaller, batch_size, devices)))
     return here, others
+
+
+def batch_size_of(settings: dict[str, Any]) -> int:
+    """Returns the images of a step.
+
+    Raises:
+      ConfigError: if that is no such number.
+    """
+    batch_size = settings.get("data", {}).get("batch_size")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ConfigError(
+            f"config.data.batch_size must be whole and at least 1, got {batch_size!r}"
+        )
+    return batch_size
 
 
 def _microbatches(plan, limit):

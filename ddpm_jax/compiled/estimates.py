@@ -8,6 +8,7 @@ whichever takes longer. Neither was measured on a chip.
 import sys
 from typing import Any, NamedTuple
 
+from ddpm_jax import experiment as experiments
 from ddpm_jax import plan as plans
 from ddpm_jax.compiled import breakdown, programs, topologies
 from ddpm_jax.compiled.programs import Compiled
@@ -18,10 +19,10 @@ from ddpm_jax.plan import Plan
 NUM_SAMPLES = 50_000  # what FID takes
 LEFT_OUT = {
     "tpu": """\
-Times are the compiler's estimate, not measured. It leaves out waiting for memory and for
-the host, background copies and custom kernels, and does not see that bfloat16 halves what
-is moved. Convolutions and matrix products are 6 to 14 % above the time of the peak; the
-rest is rougher.""",
+Times are the compiler's estimate, not measured. It leaves out waiting for memory and
+for the host, background copies and custom kernels, and does not see that bfloat16
+halves what is moved. Convolutions and matrix products are 6 to 14 % above the time of
+the peak; the rest is rougher.""",
     "cuda": """\
 Times are a bound, not an estimate: nothing waits, products reach the peak of bfloat16
 whatever their type, and what is read twice comes from memory twice.""",
@@ -57,12 +58,16 @@ def describe(settings: dict[str, Any], name: str, by_module: bool = False) -> st
       ConfigError: one line that says what to mend, or what to install.
     """
     topology = topologies.parse(name)
+    needed = topologies.missing(topology) or plans.cannot_share(
+        plans.batch_size_of(settings),
+        topology.num_devices,
+        experiments.train_options(settings).num_microbatches,
+    )
+    if needed:
+        raise ConfigError(needed)
     plan, lighter = plans.with_lighter(
         settings, topology.num_devices, topology.chip.memory
     )
-    refused = plans.cannot_share(plan.batch_size, plan.devices, plan.num_microbatches)
-    if refused:
-        raise ConfigError(refused)
     made = programs.ask(settings, topology, lambda said: print(said, file=sys.stderr))
     said = report(topology, plan, made["training"], made["sampling"], lighter)
     if by_module:

@@ -70,16 +70,19 @@ def compile_program(
       topology: what it is for.
       tell: called with a line before it takes long.
     """
-    key = "\n".join([_versions(topology), topology.name, lowered.as_text()])
-    name = hashlib.sha256(key.encode()).hexdigest()
-    path = cache.folder() / "compiled" / f"{name}.json"
+    path = _path(lowered, topology)
     if path.is_file():
         return Compiled(**json.loads(path.read_text()))._replace(cached=True)
     tell(f"compiling for {topology.name}; minutes for large networks")
     made = _compile(lowered)
-    with files.whole(path) as partial:
-        partial.write_text(json.dumps(made._asdict()))
+    keep(made, lowered, topology)
     return made
+
+
+def keep(made: Compiled, lowered, topology: Topology) -> None:
+    """Keeps what a compiler said of a lowered program."""
+    with files.whole(_path(lowered, topology)) as partial:
+        partial.write_text(json.dumps(made._asdict()))
 
 
 def read(program, seconds: float) -> Compiled:
@@ -118,10 +121,8 @@ def ask(
       What the compiler said, of "training" and "sampling".
 
     Raises:
-      ConfigError: one line: what to install, or what the compiler says.
+      ConfigError: one line: what the compiler says.
     """
-    if needed := topologies.missing(topology):
-        raise ConfigError(needed)
     environment = os.environ | topologies.ENVIRONMENT
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)  # ours holds what is said, too
     worker = [sys.executable, "-m", "ddpm_jax.compiled.worker"]
@@ -152,6 +153,13 @@ def ask(
 
 
 SAYS = "ddpm_jax says "  # what begins a line of the worker's output
+
+
+def _path(lowered, topology):
+    """Where what is said of a program is kept, by all that decides it."""
+    key = "\n".join([_versions(topology), topology.name, lowered.as_text()])
+    name = hashlib.sha256(key.encode()).hexdigest()
+    return cache.folder() / "compiled" / f"{name}.json"
 
 
 def _versions(topology):

@@ -138,7 +138,8 @@ def report(
 def _memory(topology, plan, training, lighter):
     rows = [("memory, each device", "", "as compiled")]
     if training.refused is None:
-        rows += [(f"  {k}", _mega(v), "") for k, v in training.memory.items()]
+        known = {k: v for k, v in training.memory.items() if v or k != "code"}
+        rows += [(f"  {k}", _mega(v), "") for k, v in known.items()]
         fits = training.num_bytes <= topology.chip.memory
         verdict = (
             f"{'fits' if fits else 'does NOT fit'} into {_gibi(topology.chip.memory)}"
@@ -164,7 +165,7 @@ def _training(topology, plan, training):
     how = (
         f"{training.total_cycles / 1e6:,.2f} M cycles at {chip.clock / 1e9:.2f} GHz"
         if chip.clock
-        else f"{flops / 1e9:,.0f} GFLOP, {_mega(training.traffic)} read and written"
+        else f"{flops / 1e9:,.1f} GFLOP, {_mega(training.traffic)} read and written"
     )
     rows = [
         ("training", "", ""),

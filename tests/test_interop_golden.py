@@ -63,7 +63,7 @@ def check(golden, pretrained, monkeypatch):
     """Compares our network with the output, in float64."""
     config = dict(pretrained.config["network"])
     assert config.pop("name") == "unet"
-    network = unet(**config, dtype="float64")
+    network = unet(**config)
     shape = pretrained.config["image_shape"]
     like = jax.eval_shape(lambda: network.init(jax.random.key(0), shape))
     params = pretrained.read(like)

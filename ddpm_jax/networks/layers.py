@@ -4,26 +4,22 @@ Ho et al. (2020), Appendix B, with the variations of Nichol & Dhariwal (2021) an
 Dhariwal & Nichol (2021). Arrays are [batch, height, width, channels].
 """
 
-import zlib
 from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import DTypeLike
 
-
-def fan_avg(scale: float = 1.0) -> nn.initializers.Initializer:
-    """The initialisation of Ho et al. (2020), where a "zero" scale is 1e-10."""
-    return nn.initializers.variance_scaling(scale or 1e-10, "fan_avg", "uniform")
-
-
-def conv(features: int, size: int, dtype, scale: float = 1.0, name: str | None = None):
-    """A size x size convolution that keeps height and width."""
-    return nn.Conv(
-        features, (size, size), dtype=dtype, kernel_init=fan_avg(scale), name=name
-    )
+from ddpm_jax.networks.convolutions import (
+    DIMENSIONS,
+    Conv3x3,
+    conv_3x3,
+    doubled_conv_3x3,
+    fan_avg,
+)
+from ddpm_jax.networks.dropout import dropout
+from ddpm_jax.networks.normalization import GroupNorm
 
 
 def dense(features: int, dtype, scale: float = 1.0, name: str | None = None):
@@ -53,27 +49,6 @@ def sinusoid(
     return jnp.concatenate([cos, sin] if cos_first else [sin, cos], axis=-1)
 
 
-def dropout(module: nn.Module, x: jax.Array, rate: float, keys: jax.Array | None):
-    """Dropout with one key per example, so that masks do not depend on the batch.
-
-    Args:
-      module: the module it is part of; its path tells layers apart.
-      x: [batch, ...].
-      rate: the fraction to drop.
-      keys: [batch], or None for no dropout.
-    """
-    if keys is None or rate == 0:
-        return x
-    layer = zlib.crc32("/".join(module.path).encode())
-
-    def mask(key):
-        return jax.random.bernoulli(
-            jax.random.fold_in(key, layer), 1 - rate, x[0].shape
-        )
-
-    return jnp.where(jax.vmap(mask)(keys), x / (1 - rate), 0)
-
-
 class ResBlock(nn.Module):
     """norm, SiLU, conv; + time; norm, SiLU, dropout, conv to zero; + shortcut.
 
@@ -97,21 +72,25 @@ class ResBlock(nn.Module):
     resample: Callable[[jax.Array], jax.Array] | None = None
 
     @nn.compact
-    def __call__(self, x, time, dropout_keys=None):
-        resample = self.resample or (lambda h: h)
-        h = nn.silu(group_norm(self, "norm1")(x))
-        h = conv(self.features, 3, self.dtype, name="conv1")(resample(h))
+    def __call__(self, x, time, seeds=None):
+        def norm(name):
+            return GroupNorm(self.num_groups, self.norm_eps, nn.silu, name=name)
+
+        h = norm("norm1")(x)
+        convolve = doubled_conv_3x3 if self.resample is upsample else conv_3x3
+        if self.resample is downsample:
+            h = downsample(h)
+        h = Conv3x3(self.features, self.dtype, convolve=convolve, name="conv1")(h)
         width = 2 * self.features if self.scale_shift else self.features
-        time = dense(width, self.dtype, name="time_proj")(nn.silu(time))[:, None, None]
-        norm2 = group_norm(self, "norm2")
+        time = dense(width, time.dtype, name="time_proj")(nn.silu(time))
         if self.scale_shift:
-            scale, shift = jnp.split(time, 2, axis=-1)
-            h = norm2(h) * (1 + scale) + shift
+            h = norm("norm2")(h, *jnp.split(time, 2, axis=-1))
         else:
-            h = norm2(h + time)
-        h = dropout(self, nn.silu(h), self.dropout, dropout_keys)
-        h = conv(self.features, 3, self.dtype, scale=0.0, name="conv2")(h)
-        x = resample(x)
+            h = norm("norm2")(h + time.astype(h.dtype)[:, None, None, :])
+        h = dropout(h, self.dropout, seeds, "/".join(self.path))
+        h = Conv3x3(self.features, self.dtype, scale=0.0, name="conv2")(h)
+        if self.resample is not None:
+            x = self.resample(x)
         if x.shape[-1] != self.features:
             x = dense(self.features, self.dtype, name="shortcut")(x)
         return x + h
@@ -135,15 +114,14 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x):
         batch, height, width, channels = x.shape
-        h = group_norm(self, "norm")(x)
+        h = GroupNorm(self.num_groups, self.norm_eps, name="norm")(x)
         tokens = (batch, height * width, self.num_heads, channels // self.num_heads)
         q, k, v = (
             dense(channels, self.dtype, name=name)(h).reshape(tokens) for name in "qkv"
         )
-        precise = jnp.promote_types(q.dtype, jnp.float32)
-        products = jnp.einsum("bqhc,bkhc->bhqk", q, k, preferred_element_type=precise)
-        weights = jax.nn.softmax(products / np.sqrt(q.shape[-1])).astype(v.dtype)
-        h = jnp.einsum("bhqk,bkhc->bqhc", weights, v).reshape(x.shape)
+        # The weights, a number for each pair of pixels, are not kept for the gradient.
+        attend = jax.checkpoint(jax.nn.dot_product_attention)
+        h = attend(q, k, v).reshape(x.shape)
         return x + dense(channels, self.dtype, scale=0.0, name="proj_out")(h)
 
 
@@ -163,15 +141,17 @@ class Downsample(nn.Module):
     @nn.compact
     def __call__(self, x):
         before = 1 if self.symmetric_padding else 0
-        return nn.Conv(
-            x.shape[-1],
-            (3, 3),
-            strides=2,
-            padding=((before, 1), (before, 1)),
-            dtype=self.dtype,
-            kernel_init=fan_avg(),
-            name="conv",
-        )(x)
+
+        def convolve(x, kernel):
+            return jax.lax.conv_general_dilated(
+                x,
+                kernel,
+                window_strides=(2, 2),
+                padding=((before, 1), (before, 1)),
+                dimension_numbers=DIMENSIONS,
+            )
+
+        return Conv3x3(x.shape[-1], self.dtype, convolve=convolve, name="conv")(x)
 
 
 class Upsample(nn.Module):
@@ -181,7 +161,9 @@ class Upsample(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        return conv(x.shape[-1], 3, self.dtype, name="conv")(upsample(x))
+        return Conv3x3(x.shape[-1], self.dtype, convolve=doubled_conv_3x3, name="conv")(
+            x
+        )
 
 
 def upsample(x: jax.Array) -> jax.Array:
@@ -192,14 +174,3 @@ def upsample(x: jax.Array) -> jax.Array:
 def downsample(x: jax.Array) -> jax.Array:
     """Halves height and width by averaging."""
     return nn.avg_pool(x, (2, 2), strides=(2, 2))
-
-
-def group_norm(module: nn.Module, name: str | None = None) -> nn.GroupNorm:
-    """Group normalisation with the groups and the precision of `module`."""
-    return nn.GroupNorm(
-        module.num_groups,
-        epsilon=module.norm_eps,
-        dtype=module.dtype,
-        use_fast_variance=False,  # E[x²] - E[x]² loses digits where the mean is large
-        name=name,
-    )

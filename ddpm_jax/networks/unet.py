@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from ddpm_jax.networks import layers
+from ddpm_jax.networks.dropout import seeds
 from ddpm_jax.networks.network import Network
 
 
@@ -44,7 +45,9 @@ class UNet(nn.Module):
       frequency_shift: 1, or 0 for OpenAI's slightly higher frequencies.
       index_scale: what times are multiplied with first (OpenAI's rescale_timesteps:
         1000 / T).
-      dtype: "float32" or "bfloat16" computation; parameters are float32.
+      dtype: "float32", or "bfloat16" for activations and what multiplies them.
+        Parameters, statistics, the softmax, times, the last normalisation and the last
+        convolution are float32 in both.
       remat: whether training computes residual blocks and attention again in the
         backward pass, instead of keeping what is inside them: about a third of the
         memory for a sixth more computation. Parameters and results are the same.
@@ -90,6 +93,10 @@ class UNet(nn.Module):
             raise ValueError(f"frequency_shift is 0 or 1, got {self.frequency_shift}")
         if self.norm_eps <= 0 or self.index_scale <= 0:
             raise ValueError("norm_eps and index_scale must be positive")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ValueError(
+                f"dtype must be 'float32' or 'bfloat16', got {self.dtype!r}"
+            )
         for name in ("dropout", "label_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie in [0, 1)")
@@ -106,7 +113,10 @@ class UNet(nn.Module):
 
     @nn.compact
     def __call__(self, x, index, label=None, dropout_keys=None):
-        time = self.embed(index, label, dropout_keys)
+        precise = x.dtype
+        dtype = precise if self.dtype == "float32" else jnp.dtype(self.dtype)
+        time = self.embed(index, label, dropout_keys, precise)
+        masks = None if dropout_keys is None else seeds(dropout_keys)
         last = len(self.channel_mults) - 1
         out_channels = (2 if self.learned_variance else 1) * x.shape[-1]
         part = nn.remat if self.remat else lambda layer: layer
@@ -118,18 +128,18 @@ class UNet(nn.Module):
                 self.scale_shift,
                 self.num_groups,
                 self.norm_eps,
-                self.dtype,
+                dtype,
                 resample,
                 name=name,
             )
-            return block(h, time, dropout_keys)
+            return block(h, time, masks)
 
         def attention(h, name):
             heads = self.num_heads
             if self.head_channels is not None:
                 heads = h.shape[-1] // self.head_channels
             return part(layers.Attention)(
-                heads, self.num_groups, self.norm_eps, self.dtype, name=name
+                heads, self.num_groups, self.norm_eps, dtype, name=name
             )(h)
 
         def level_block(h, level, name):
@@ -139,7 +149,7 @@ class UNet(nn.Module):
                 h = attention(h, f"{name}_attn")
             return h
 
-        h = layers.conv(self.channels, 3, self.dtype, name="conv_in")(x)
+        h = layers.Conv3x3(self.channels, dtype, name="conv_in")(x)
         kept = [h]
         for level in range(last + 1):
             for j in range(self.num_res_blocks):
@@ -151,7 +161,7 @@ class UNet(nn.Module):
                     h = res_block(h, h.shape[-1], name, layers.downsample)
                 else:
                     pad = self.symmetric_padding
-                    h = layers.Downsample(pad, self.dtype, name=name)(h)
+                    h = layers.Downsample(pad, dtype, name=name)(h)
                 kept.append(h)
 
         h = res_block(h, h.shape[-1], "mid_0_block")
@@ -167,13 +177,15 @@ class UNet(nn.Module):
                 if self.residual_resample:
                     h = res_block(h, h.shape[-1], name, layers.upsample)
                 else:
-                    h = layers.Upsample(self.dtype, name=name)(h)
+                    h = layers.Upsample(dtype, name=name)(h)
 
-        h = nn.silu(layers.group_norm(self, "norm_out")(h))
-        h = layers.conv(out_channels, 3, self.dtype, scale=0.0, name="conv_out")(h)
-        return h.astype(x.dtype)
+        norm = layers.GroupNorm(
+            self.num_groups, self.norm_eps, nn.silu, name="norm_out"
+        )
+        h = norm(h.astype(precise))
+        return layers.Conv3x3(out_channels, precise, scale=0.0, name="conv_out")(h)
 
-    def embed(self, index, label, dropout_keys):
+    def embed(self, index, label, dropout_keys, dtype):
         """Time and class, [batch, 4 · channels]; dropping labels while training."""
         width = 4 * self.channels
         time = layers.sinusoid(
@@ -182,8 +194,8 @@ class UNet(nn.Module):
             self.frequency_shift,
             self.cos_first,
         )
-        time = nn.silu(layers.dense(width, self.dtype, name="time_0")(time))
-        time = layers.dense(width, self.dtype, name="time_1")(time)
+        time = nn.silu(layers.dense(width, dtype, name="time_0")(time))
+        time = layers.dense(width, dtype, name="time_1")(time)
         if self.num_classes == 0:
             return time
         null = self.num_classes
@@ -198,7 +210,7 @@ class UNet(nn.Module):
         return time + nn.Embed(
             rows,
             width,
-            dtype=self.dtype,
+            dtype=dtype,
             embedding_init=nn.initializers.normal(1.0),
             name="class_embedding",
         )(label)

@@ -26,6 +26,8 @@ import jax.numpy as jnp
 from ddpm_jax import config, experiment
 from ddpm_jax.compiled import programs, text, topologies, worker
 from ddpm_jax.networks import layers
+from ddpm_jax.networks.convolutions import Conv3x3
+from ddpm_jax.networks.normalization import GroupNorm
 from ddpm_jax.training.optimizers import make_optimizer
 from ddpm_jax.training.state import init_state, make_train_step
 
@@ -43,14 +45,10 @@ CONFIG = os.path.join(os.path.dirname(__file__), "..", "configs", "digits.py")
 class HalfResBlock(nn.Module):
     """Norm, SiLU, conv."""
 
-    num_groups: int = GROUPS
-    norm_eps: float = EPS
-    dtype: str = "float32"
-
     @nn.compact
     def __call__(self, x):
-        h = nn.silu(layers.group_norm(self, "norm")(x))
-        return layers.conv(CHANNELS, 3, self.dtype, name="conv")(h)
+        h = GroupNorm(GROUPS, EPS, nn.silu, name="norm")(x)
+        return Conv3x3(CHANNELS, "float32", name="conv")(h)
 
 
 def block(module, devices):

@@ -22,11 +22,11 @@ from ddpm_jax.training import parallel
 # Cycles and bytes of code by one libtpu: `python tests/compiled_pieces.py` prints them.
 LIBTPU = "0.0.42.1"
 PINNED = {
-    "half a ResBlock": (74_070, 980_480),
-    "attention": (126_286, 1_389_568),
+    "half a ResBlock": (35_745, 997_888),
+    "attention": (95_443, 1_491_968),
     "optimizer": (132_204, 972_288),
-    "training step": (982_417, 11_633_664),
-    "sampler": (2_683_166, 2_178_048),
+    "training step": (637_148, 8_140_288),
+    "sampler": (1_304_026, 2_182_656),
 }
 ROOM = 0.05
 

@@ -70,7 +70,7 @@ def describe(settings: dict[str, Any], name: str, by_module: bool = False) -> st
     )
     made = programs.ask(settings, topology, lambda said: print(said, file=sys.stderr))
     said = report(topology, plan, made["training"], made["sampling"], lighter)
-    if by_module:
+    if by_module and made["training"].refused is None:
         said = f"{said}\n\n{breakdown.by_module(made['training'])}"
     return said
 

@@ -147,7 +147,7 @@ def ask(
                     tell(new["progress"])
         noise.seek(0)
         if "error" in said or process.returncode:
-            last = noise.read().strip().splitlines()[-1:]
+            last = "".join(noise.read().strip().splitlines()[-1:])
             raise ConfigError(said.get("error") or f"the compiler failed: {last}")
     return {name: Compiled(**said[name]) for name in ("training", "sampling")}
 

@@ -154,7 +154,8 @@ def test_operations_stand_in_modules():
     name = "jit(_fun)/while/body/transpose(jvp(UNet))/down_0_0_block/conv1/reduce_sum"
     assert breakdown.place_of(name) == ("down_0_0_block", True)
     assert breakdown.place_of("jit(f)/jvp(UNet)/UNet.embed/cos") == ("embed", False)
-    assert breakdown.place_of("jit(f)/UNet/add") == ("UNet", False)
+    for inner in ("add", "vmap()/threefry"):
+        assert breakdown.place_of(f"jit(f)/UNet/{inner}") == ("UNet", False)
     assert breakdown.place_of("jit(_fun)/shard_map/add").module == breakdown.OUTSIDE
     kind = breakdown.kind_of
     assert kind("f/UNet/mid_attn/norm/reduce_sum", "fusion") == "normalisation"

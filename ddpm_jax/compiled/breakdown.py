@@ -61,7 +61,8 @@ def place_of(op_name: str) -> Place:
         outermost = re.fullmatch(r"(?:\w+\()*([A-Z]\w*)\)*", part)
         if outermost and i + 1 < len(parts):
             inner = parts[i + 1].removeprefix(f"{outermost[1]}.")
-            return Place(inner if i + 2 < len(parts) else outermost[1], backward)
+            is_module = i + 2 < len(parts) and "(" not in inner
+            return Place(inner if is_module else outermost[1], backward)
     return Place(OUTSIDE, backward)
 
 

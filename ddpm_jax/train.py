@@ -22,6 +22,7 @@ import numpy as np
 
 from ddpm_jax import cli, config, datasets, models, plan, runs
 from ddpm_jax import experiment as experiments
+from ddpm_jax.compiled import estimates
 from ddpm_jax.config import ConfigError
 from ddpm_jax.data import images
 from ddpm_jax.scoring import progress
@@ -204,8 +205,8 @@ def _with_calls(options, experiment, batch_size):
     return options._replace(steps_per_call=steps)
 
 
-def _train_step(experiment, options):
-    """The training steps of a call, on all devices."""
+def step_of(experiment: experiments.Experiment, options: experiments.TrainOptions):
+    """Makes the training step of a device, which `parallel` maps over all."""
     train_step = make_train_step(
         experiment.loss_fn,
         experiment.tx,
@@ -221,7 +222,13 @@ def _train_step(experiment, options):
         rate = jnp.asarray(experiment.learning_rate(state.step), jnp.float32)
         return new, {**metrics, "learning_rate": rate}
 
-    return parallel.parallel_steps(with_rate, options.steps_per_call)
+    return with_rate
+
+
+def _train_step(experiment, options):
+    """The training steps of a call, on all devices."""
+    step = step_of(experiment, options)
+    return parallel.parallel_steps(step, options.steps_per_call)
 
 
 def _save_picture(experiment, options, workdir, writer):
@@ -260,18 +267,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Adds the arguments of this main."""
     parser.add_argument(
         "--plan",
-        type=_number,
+        type=_devices_to_plan,
         nargs="?",
         const=0,
         metavar="DEVICES",
-        help="only say what training takes on so many devices (default: those here)",
+        help="only say what training takes on so many devices (default: those here), "
+        "or compile it for some that need not be here, such as v5e:4x4 or h100:8",
+    )
+    parser.add_argument(
+        "--by",
+        choices=["module"],
+        help="with --plan v5e:4x4: where the time goes, by module and by operation",
     )
     return parser
 
 
-def _number(text):
+def _devices_to_plan(text):
+    """A number, or the name of a topology."""
+    if ":" in text or (text[:1].isalpha() and any(map(str.isdigit, text))):
+        return text
     if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError("must be a whole number from 1")
+        raise argparse.ArgumentTypeError(
+            "must be a whole number from 1, or as in v5e:4x4"
+        )
     return int(text)
 
 
@@ -279,6 +297,11 @@ def main(args: argparse.Namespace) -> int:
     """Trains as the command line says."""
     with cli.together():
         settings = config.load(args.config, args.overrides)
+    if isinstance(args.plan, str):
+        print(estimates.describe(settings, args.plan, by_module=args.by is not None))
+        return 0
+    if args.by:
+        raise ConfigError("--by needs --plan and devices to compile for, as in v5e:4x4")
     if args.plan is not None:
         print(plan.describe(settings, args.plan or jax.device_count()))
         return 0

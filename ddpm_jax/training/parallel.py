@@ -32,22 +32,38 @@ def parallel_step(train_step: Callable) -> Callable:
       votes are the share of processes that gave True, the same number on all of them.
     """
 
-    def train_and_vote(state, batch, key, vote):
-        return *train_step(state, batch, key), jax.lax.pmean(vote, AXIS)
-
-    mapped = jax.pmap(
-        train_and_vote,
-        axis_name=AXIS,
-        in_axes=(None, 0, None, 0),
-        out_axes=(None, None, None),
-        donate_argnums=0,
-    )
+    mapped = mapped_step(train_step)
 
     def step(state, batch, key, vote=False):
         votes = np.full(jax.local_device_count(), vote, np.float32)
         return mapped(state, jax.tree.map(_cut, batch), key, votes)
 
     return step
+
+
+def mapped_step(train_step: Callable, devices: Sequence[jax.Device] | None = None):
+    """The program of `parallel_step`, for devices that need not be here.
+
+    Args:
+      train_step: see there.
+      devices: those to compile for, by default all there are.
+
+    Returns:
+      mapped(state, batch, key, votes), whose batch is [devices, batch of a device, ...]
+      and votes [devices]; it can be lowered for shapes.
+    """
+
+    def train_and_vote(state, batch, key, vote):
+        return *train_step(state, batch, key), jax.lax.pmean(vote, AXIS)
+
+    return jax.pmap(
+        train_and_vote,
+        axis_name=AXIS,
+        in_axes=(None, 0, None, 0),
+        out_axes=(None, None, None),
+        donate_argnums=0,
+        devices=devices,
+    )
 
 
 def parallel_steps(train_step: Callable, most: int) -> Callable:
@@ -111,16 +127,30 @@ def shard(fn: Callable) -> Callable:
       The same function, for a number of examples that the devices share equally; for
       the same `fn`, the same program.
     """
-    mapped = jax.jit(
+    mapped = mapped_examples(fn)
+    return lambda params, *examples: mapped(params, examples)
+
+
+def mapped_examples(fn: Callable, devices: Sequence[jax.Device] | None = None):
+    """The program of `shard`, for devices that need not be here.
+
+    Args:
+      fn: see there.
+      devices: those to compile for, by default those of this process.
+
+    Returns:
+      mapped(params, examples), with a tuple of examples; it can be lowered for shapes.
+    """
+    mesh = _local_mesh() if devices is None else Mesh(np.array(devices), (AXIS,))
+    return jax.jit(
         jax.shard_map(
             lambda params, examples: fn(params, *examples),
-            mesh=_local_mesh(),
+            mesh=mesh,
             in_specs=(P(), P(AXIS)),
             out_specs=P(AXIS),
             check_vma=False,
         )
     )
-    return lambda params, *examples: mapped(params, examples)
 
 
 def replicate(params):

@@ -1,0 +1,86 @@
+"""Asks the compiler for TPUs what whole recipes take, as rows of benchmarks/RESULTS.md.
+
+  pip install -e '.[plan-tpu]' && python benchmarks/compiled.py --topology v5e:2x2
+
+No TPU is needed, but half an hour for each large recipe the first time; what was
+compiled before is kept. All rows are of one topology; `--set data.batch_size=128`
+changes a value of every recipe.
+"""
+
+import argparse
+import sys
+from importlib import metadata
+
+from ddpm_jax import config
+from ddpm_jax import plan as plans
+from ddpm_jax.compiled import estimates, programs, topologies
+
+RECIPES = ("configs/cifar.py", "configs/imagenet64.py:unconditional")
+COLUMNS = (
+    "recipe",
+    "topology",
+    "images each",
+    "M cycles",
+    "a step, ms",
+    "images/s",
+    "share of the peak",
+    "memory each, MB",
+    "code, MB",
+    "all-reduces",
+    "compiled in, s",
+    "50,000 samples, h",
+)
+
+
+def row(recipe: str, name: str, changes: list[str]) -> list[str]:
+    """Returns the row of a recipe."""
+    topology, settings = topologies.parse(name), config.load(recipe, changes)
+    plan, _ = plans.with_lighter(settings, topology.num_devices)
+    said = programs.ask(settings, topology, lambda line: print(line, file=sys.stderr))
+    step, sampler = said["training"], said["sampling"]
+    share = plan.batch_size // plan.devices
+    cells = [recipe, name, f"{share:,}"]
+    if step.refused:
+        return [*cells, f"does not fit: {step.refused}"]
+    time = estimates.times(topology, step, share * plan.step_flops)
+    calls = estimates.times(topology, sampler, share * plan.sample_flops)
+    batches = -(-estimates.NUM_SAMPLES // plan.batch_size)
+    of_peak = share * plan.step_flops / time.total / topology.chip.flops
+    reduced = sum(step.all_reduces) / 1e6
+    return [
+        *cells,
+        f"{step.total_cycles / 1e6:,.2f}",
+        f"{1000 * time.total:,.2f}",
+        f"{plan.batch_size / time.total:,.0f}",
+        f"{100 * of_peak:.1f} %",
+        f"{step.num_bytes / 1e6:,.0f}",
+        f"{step.memory['code'] / 1e6:,.1f}",
+        f"{len(step.all_reduces)}, {reduced:,.1f} MB",
+        f"{step.seconds:,.0f}",
+        f"{batches * calls.total / 3600:,.2f}",
+    ]
+
+
+def main():
+    """Prints the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("recipes", nargs="*", default=RECIPES, metavar="RECIPE")
+    parser.add_argument("--topology", default="v5e:2x2", metavar="NAME")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE"
+    )
+    args = parser.parse_args()
+    if needed := topologies.missing(topologies.parse(args.topology)):
+        sys.exit(needed)
+    plugin, _ = topologies.PLUGINS[topologies.parse(args.topology).platform]
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("jax", plugin))
+    print(f"{versions}, as the compiler estimates; not measured\n")
+    print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
+    for recipe in args.recipes:
+        print(f"| {' | '.join(row(recipe, args.topology, args.set))} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What compilers say of our programs, for devices that need not be here."""

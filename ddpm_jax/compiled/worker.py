@@ -1,0 +1,81 @@
+"""Compiles a config's training step and sampler for a topology: a process of its own.
+
+`programs.ask` starts it, with the config and the topology as JSON on its input.
+"""
+
+import json
+import sys
+
+import jax
+import numpy as np
+
+from ddpm_jax import experiment as experiments
+from ddpm_jax import train
+from ddpm_jax.cli import one_line
+from ddpm_jax.compiled import programs, topologies
+from ddpm_jax.config import ConfigError
+from ddpm_jax.experiment import Experiment, TrainOptions
+from ddpm_jax.training import parallel
+
+
+def lower_training(
+    experiment: Experiment, options: TrainOptions, batch_size: int, devices
+):
+    """Lowers the training step, as training maps it over devices."""
+    each = (len(devices), batch_size // len(devices))
+    batch = {
+        "image": _shape((*each, *experiment.image_shape), np.uint8),
+        "label": _shape(each, np.int32),
+        "id": _shape(each, np.uint32),
+    }
+    step = parallel.mapped_step(train.step_of(experiment, options), devices)
+    key = jax.eval_shape(jax.random.key, 0)
+    votes = _shape(each[:1], np.float32)
+    return step.lower(experiment.abstract_state(), batch, key, votes)
+
+
+def lower_sampling(experiment: Experiment, batch_size: int, devices):
+    """Lowers the config's sampler for a batch, cut over devices."""
+    key = jax.eval_shape(jax.random.key, 0)
+    labels = _shape((batch_size,), np.int32) if experiment.num_classes else None
+    sample = parallel.mapped_examples(experiment.sample_fn, devices)
+    params = experiment.abstract_state().params
+    return sample.lower(params, (_shape((batch_size,), key.dtype), labels))
+
+
+def main() -> int:
+    """Answers one request."""
+    settings, name = json.load(sys.stdin)
+    try:
+        topology = topologies.parse(name)
+        devices = topologies.devices(topology)
+        experiment = experiments.build(settings)
+        options = experiments.train_options(settings)
+        batch_size = settings["data"]["batch_size"]
+        lowered = {
+            "training": lower_training(experiment, options, batch_size, devices),
+            "sampling": lower_sampling(experiment, batch_size, devices),
+        }
+        for what, program in lowered.items():
+            made = programs.compile_program(
+                program,
+                topology,
+                lambda said, what=what: _say(progress=f"{what}: {said}"),
+            )
+            _say(**{what: made._asdict()})
+    except (ConfigError, OSError, jax.errors.JaxRuntimeError) as error:
+        _say(error=one_line(error)[:400])
+        return 1
+    return 0
+
+
+def _say(**values):
+    print(f"{programs.SAYS}{json.dumps(values)}", flush=True)
+
+
+def _shape(shape, dtype):
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -24,8 +25,8 @@ from ddpm_jax.diffusion import (
     schedules,
 )
 from ddpm_jax.diffusion import timesteps as timesteps_module
-from ddpm_jax.training import optimizers
-from ddpm_jax.training.state import TrainState, init_state
+from ddpm_jax.training import optimizers, parallel
+from ddpm_jax.training.state import TrainState, init_state, make_train_step
 
 
 class TrainOptions(NamedTuple):
@@ -112,7 +113,7 @@ class Experiment(NamedTuple):
 
     def abstract_state(self) -> TrainState:
         """Returns the shapes of the state, without computing anything."""
-        return jax.eval_shape(self.init, jax.random.key(0))
+        return jax.eval_shape(self.init, random_key(0))
 
 
 def build(config: dict[str, Any]) -> Experiment:
@@ -214,6 +215,38 @@ def train_options(config: dict[str, Any]) -> TrainOptions:
     return options
 
 
+def train_step(experiment: Experiment, options: TrainOptions) -> Callable:
+    """Makes the training step of a device, which `training.parallel` maps over all.
+
+    Its metrics are those of `training.state.make_train_step` and "learning_rate", which
+    is known where the step is taken.
+    """
+    take = make_train_step(
+        experiment.loss_fn,
+        experiment.tx,
+        options.ema_decay,
+        options.num_microbatches,
+        parallel.AXIS,
+        skip_nonfinite=options.max_skipped > 0,
+    )
+
+    def step(state, batch, key):
+        new, metrics = take(state, batch, key)
+        rate = jnp.asarray(experiment.learning_rate(state.step), jnp.float32)
+        return new, {**metrics, "learning_rate": rate}
+
+    return step
+
+
+def random_key(seed: int) -> jax.Array:
+    """Returns the key of a seed, always Threefry's.
+
+    With another generator, as JAX_DEFAULT_PRNG_IMPL may ask for, what an example draws
+    would depend on the batch that it is in.
+    """
+    return jax.random.key(seed, impl="threefry2x32")
+
+
 def sample_labels(num_classes: int, num: int, labels=None) -> np.ndarray | None:
     """Returns a label for each of `num` images: all classes in turn, or those given."""
     if num_classes == 0:
@@ -223,7 +256,7 @@ def sample_labels(num_classes: int, num: int, labels=None) -> np.ndarray | None:
 
 def sample_keys(seed: int, num: int) -> jax.Array:
     """Returns a key for each image; image i has the same one whatever `num`."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), np.arange(num))
+    return jax.vmap(jax.random.fold_in, (None, 0))(random_key(seed), np.arange(num))
 
 
 def _trace(experiment):
@@ -231,7 +264,7 @@ def _trace(experiment):
     params = attempt(
         "network",
         jax.eval_shape,
-        lambda: experiment.network.init(jax.random.key(0), experiment.image_shape),
+        lambda: experiment.network.init(random_key(0), experiment.image_shape),
     )
     opt_state = attempt("optimizer", jax.eval_shape, experiment.tx.init, params)
     attempt(
@@ -242,7 +275,7 @@ def _trace(experiment):
         "label": np.zeros(2, np.int32),
         "id": np.zeros(2, np.uint32),
     }
-    key = jax.random.key(0)
+    key = random_key(0)
     attempt("loss", jax.eval_shape, experiment.loss_fn, params, batch, key)
     labels = batch["label"] if experiment.num_classes else None
     keys = jax.random.split(key, 2)

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax import cli, config, datasets, models, plan, runs
@@ -29,7 +28,6 @@ from ddpm_jax.scoring import progress
 from ddpm_jax.training import calls, parallel, processes
 from ddpm_jax.training.checkpoints import Checkpoints
 from ddpm_jax.training.meter import Meter, NonFiniteError
-from ddpm_jax.training.state import make_train_step
 from ddpm_jax.training.stop import Stop
 from ddpm_jax.training.watchdog import Watchdog
 from ddpm_jax.training.writers import Writer
@@ -174,7 +172,7 @@ def _open(workdir, experiment, settings, stack):
 
 def _keys(settings):
     """Those of the first parameters and of training."""
-    return jax.random.split(jax.random.key(settings.get("seed", 0)))
+    return jax.random.split(experiments.random_key(settings.get("seed", 0)))
 
 
 def _zeros(experiment):
@@ -205,29 +203,9 @@ def _with_calls(options, experiment, batch_size):
     return options._replace(steps_per_call=steps)
 
 
-def step_of(experiment: experiments.Experiment, options: experiments.TrainOptions):
-    """Makes the training step of a device, which `parallel` maps over all."""
-    train_step = make_train_step(
-        experiment.loss_fn,
-        experiment.tx,
-        options.ema_decay,
-        options.num_microbatches,
-        parallel.AXIS,
-        skip_nonfinite=options.max_skipped > 0,
-    )
-
-    def with_rate(state, batch, key):
-        """Tells the learning rate, too, which is known where the step is taken."""
-        new, metrics = train_step(state, batch, key)
-        rate = jnp.asarray(experiment.learning_rate(state.step), jnp.float32)
-        return new, {**metrics, "learning_rate": rate}
-
-    return with_rate
-
-
 def _train_step(experiment, options):
     """The training steps of a call, on all devices."""
-    step = step_of(experiment, options)
+    step = experiments.train_step(experiment, options)
     return parallel.parallel_steps(step, options.steps_per_call)
 
 

@@ -261,3 +261,15 @@ def test_imagenet64_is_the_recipe_of_nichol_and_dhariwal():
         assert made["train"]["num_steps"] == num_steps
     with pytest.raises(ConfigError, match="there are: unconditional, conditional"):
         config.load("configs/imagenet64.py:vlb")
+
+
+def test_random_numbers_are_threefry_whatever_the_environment():
+    """`rbg` would give an image other noise in another batch."""
+    with jax.default_prng_impl("rbg"):
+        keys = experiment.sample_keys(3, 4)
+        drawn = jax.vmap(lambda key: jax.random.normal(key, (5,)))(keys)
+        one = jax.random.normal(keys[2], (5,))
+    assert keys.dtype == jax.random.key(0, impl="threefry2x32").dtype
+    np.testing.assert_array_equal(drawn[2], one)
+    expected = jax.random.key_data(experiment.sample_keys(3, 4))
+    np.testing.assert_array_equal(jax.random.key_data(keys), expected)

@@ -29,6 +29,7 @@ RANKS = {
     "plan": 4,
     "scoring": 4,
     "cli": 4,
+    "compiled": 5,
     "models": 5,
     "edits": 5,
     "arguments": 6,

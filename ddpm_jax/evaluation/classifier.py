@@ -93,7 +93,9 @@ def fit(
         return optax.apply_updates(params, updates), state, loss
 
     with jax.default_device(jax.local_devices()[0]):
-        init_key, shift_key = jax.random.split(jax.random.key(seed))
+        init_key, shift_key = jax.random.split(
+            jax.random.key(seed, impl="threefry2x32")
+        )
         params = network.init(init_key, images.shape[1:])
         state = tx.init(params)
         batches = itertools.islice(_batches(len(images), batch_size, seed), num_steps)

@@ -69,31 +69,32 @@ def _forward(parts, scale, shift, num_groups, eps, activation):
 
 def _backward(num_groups, eps, activation, kept, dy):
     parts, *of_channels = kept
-    cut = functools.partial(_cut, parts=parts)
-    mean, rstd, scale, shift = map(cut, of_channels)
 
     def through(x, dy, mean, rstd, scale, shift):
-        """G and x̂ of a part."""
+        """G and x̂."""
         normalised = (_precise(x) - _over(mean)) * _over(rstd)
         _, pull = jax.vjp(activation, normalised * _over(scale) + _over(shift))
         return *pull(dy.astype(normalised.dtype)), normalised
 
-    passed = list(map(through, parts, cut(dy), mean, rstd, scale, shift))
-    dshift = _joined([jnp.sum(g, (1, 2)) for g, _ in passed])
-    dscale = _joined([jnp.sum(g * normalised, (1, 2)) for g, normalised in passed])
+    # The sums over all channels at once, which a TPU adds up while a convolution makes
+    # dy; the gradients by parts, each for where it goes.
+    g, normalised = through(_joined(parts), dy, *of_channels)
+    dshift, dscale = jnp.sum(g, (1, 2)), jnp.sum(g * normalised, (1, 2))
     num_pixels = dy.shape[1] * dy.shape[2]
-    mean_g, mean_gx = (
-        cut(_group_mean(of_channels[2] * d, num_groups) / num_pixels)
+    means = [
+        _group_mean(of_channels[2] * d, num_groups) / num_pixels
         for d in (dshift, dscale)
-    )
+    ]
 
-    def gradient(passed, rstd, scale, mean_g, mean_gx):
-        g, normalised = passed
+    def gradient(x, dy, mean_g, mean_gx, *of_channels):
+        _, rstd, scale, _ = of_channels
+        g, normalised = through(x, dy, *of_channels)
         dx = g * _over(scale) - _over(mean_g) - normalised * _over(mean_gx)
         return (dx * _over(rstd)).astype(dy.dtype)
 
-    dx = tuple(map(gradient, passed, rstd, scale, mean_g, mean_gx))
-    return dx, dscale, dshift
+    borders = np.cumsum([part.shape[-1] for part in parts])[:-1]
+    cut = [jnp.split(x, borders, axis=-1) for x in (dy, *means, *of_channels)]
+    return tuple(map(gradient, parts, *cut)), dscale, dshift
 
 
 group_norm.defvjp(_forward, _backward)
@@ -125,12 +126,6 @@ def _one_pass(*parts, num_groups, eps):
 
 def _precise(x):
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
-def _cut(x, parts):
-    """The channels of x as they lie in parts."""
-    borders = np.cumsum([part.shape[-1] for part in parts])[:-1]
-    return jnp.split(x, borders, axis=-1)
 
 
 def _joined(parts):

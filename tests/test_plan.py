@@ -4,6 +4,7 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from tiny import tiny
 
@@ -33,14 +34,18 @@ def plan_of(*changes, batch_size=16, devices=1, num_microbatches=1):
 
 
 def test_cifar():
-    """Four bytes a parameter, and two moments of Adam's; 6.2 G products a call."""
+    """Four bytes a parameter, and two moments of Adam's; 6.2 G products a call.
+
+    Less those of convolving doubled images, where of 9 taps 4 are taken.
+    """
     settings = config.load("configs/cifar.py")
     made = plan.plan(experiment.build(settings), OPTIONS, 16, 8)
     assert made.num_params == PARAMETERS and made.part == 2
     assert made.memory["parameters"] == made.memory["their average"] == 4 * PARAMETERS
     assert 0 < made.memory["optimizer"] - 8 * PARAMETERS <= 16
     assert made.memory["gradients"] == 4 * PARAMETERS
-    assert made.call_flops == pytest.approx(12.44e9, rel=1e-3)
+    doubled = sum(2 * (2 * side) ** 2 * 256**2 for side in (4, 8, 16))
+    assert made.call_flops == pytest.approx(12.44e9 - 5 * doubled, rel=1e-3)
     assert made.step_flops == pytest.approx(3 * made.call_flops, rel=1e-3)
     assert made.network_calls == 1000
     assert made.sample_flops == 1000 * made.call_flops
@@ -120,8 +125,12 @@ def test_laws_of_the_batch():
     small, large = plan_of(batch_size=16), plan_of(batch_size=64)
     for name in ("num_params", "step_flops", "call_flops", "sample_flops"):
         assert getattr(small, name) == getattr(large, name)
-    activations = [made.memory["activations"] for made in (small, large)]
-    assert activations[1] == pytest.approx(4 * activations[0], rel=0.02)
+    activations = [
+        plan_of(batch_size=size).memory["activations"] for size in (16, 32, 64)
+    ]
+    growth = np.diff(activations)  # what is made of kernels does not grow
+    assert growth[1] == pytest.approx(2 * growth[0], rel=1e-3)
+    assert 0 <= activations[0] - growth[0] < 0.1 * activations[0]
     shared = plan_of(batch_size=64, devices=2, num_microbatches=2)
     assert shared.part == 16 and shared.memory["activations"] == activations[0]
     assert shared.memory["gradients"] == 2 * small.memory["gradients"]
@@ -129,7 +138,7 @@ def test_laws_of_the_batch():
 
 def test_remat_is_memory_for_computation():
     plain, lighter = plan_of(), plan_of("network.remat=True")
-    assert lighter.memory["activations"] < 0.5 * plain.memory["activations"]
+    assert lighter.memory["activations"] < 0.7 * plain.memory["activations"]
     assert plain.step_flops < lighter.step_flops < 4 / 3 * plain.step_flops
     assert lighter.sample_flops == plain.sample_flops
 

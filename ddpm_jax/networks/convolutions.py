@@ -12,7 +12,6 @@ products. A doubled image holds each pixel four times, and its convolution multi
 of them where 4 differ.
 """
 
-import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -60,8 +59,8 @@ def _by_taps_forward(x, kernel):
 
 def _by_taps_backward(kept, dy):
     x, kernel = kept
-    _, pull = jax.vjp(lambda x: _conv(x, kernel), x)
-    return *pull(dy), _kernel_gradient(x, dy)
+    (dx,) = jax.linear_transpose(lambda x: _conv(x, kernel), x)(dy)
+    return dx, _kernel_gradient(x, dy)
 
 
 _by_taps.defvjp(_by_taps_forward, _by_taps_backward)
@@ -132,12 +131,12 @@ def _transposed_backward(kept, dy):
     """Through its adjoint of stride 2: the compiler would reverse whole images."""
     x, kernel = kept
 
-    def adjoint(dy, kernel):
+    def adjoint(kernel):
         flipped = kernel[::-1, ::-1].swapaxes(2, 3)
         return _conv(dy, flipped, strides=(2, 2))
 
-    dx, pull = jax.vjp(functools.partial(adjoint, dy), kernel)
-    return dx, *pull(x)
+    (dkernel,) = jax.linear_transpose(adjoint, kernel)(x)
+    return adjoint(kernel), dkernel
 
 
 _transposed_4x4.defvjp(_transposed_forward, _transposed_backward)

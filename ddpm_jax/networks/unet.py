@@ -49,8 +49,8 @@ class UNet(nn.Module):
         Parameters, statistics, the softmax, times, the last normalisation and the last
         convolution are float32 in both.
       remat: whether training computes residual blocks and attention again in the
-        backward pass, instead of keeping what is inside them: about a third of the
-        memory for a sixth more computation. Parameters and results are the same.
+        backward pass, instead of keeping what is inside them: about half of the
+        memory for a fifth more computation. Parameters and results are the same.
 
     Raises:
       ValueError: where features, groups and heads do not divide.

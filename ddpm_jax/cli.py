@@ -96,6 +96,7 @@ def _joined(argv):
 def run(main: Callable[[argparse.Namespace], int | None], args) -> NoReturn:
     """Runs a main and exits with its code, or with that of what went wrong."""
     try:
+        _limit_windows()
         _join(args)
         _cache_programs()
         agree({"ddpm_jax": VERSION, **_shared(sys.argv[1:])})
@@ -211,6 +212,17 @@ def _of_device(error: jax.errors.JaxRuntimeError) -> tuple[str, int]:
 
 # What is not the program's fault, among the states that XLA's errors begin with.
 _OF_MACHINES = ("INTERNAL", "UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED", "DATA_LOSS")
+
+
+# The compiler for TPUs unrolls what fits into its window, of 16 MiB if it is not told.
+# Half of that: a residual block of 256 channels compiles in 29 instead of 81 seconds, to
+# 5.6 instead of 10.9 MB, for 4 % more cycles by its own estimate.
+LIBTPU_FLAGS = "--xla_tpu_scoped_vmem_limit_kib=8192"
+
+
+def _limit_windows() -> None:
+    """Limits what the compiler for TPUs unrolls, unless the environment says how."""
+    os.environ.setdefault("LIBTPU_INIT_ARGS", LIBTPU_FLAGS)
 
 
 def _cache_programs() -> None:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 
 from ddpm_jax import cache, files
+from ddpm_jax.cli import LIBTPU_FLAGS
 from ddpm_jax.compiled import text, topologies
 from ddpm_jax.compiled.topologies import Topology
 from ddpm_jax.config import ConfigError
@@ -123,7 +124,8 @@ def ask(
     Raises:
       ConfigError: one line: what the compiler says.
     """
-    environment = os.environ | topologies.ENVIRONMENT
+    environment = {"LIBTPU_INIT_ARGS": LIBTPU_FLAGS, **os.environ}
+    environment |= topologies.ENVIRONMENT
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)  # ours holds what is said, too
     worker = [sys.executable, "-m", "ddpm_jax.compiled.worker"]
     with tempfile.TemporaryFile("w+") as noise:
@@ -165,7 +167,10 @@ def _path(lowered, topology):
 def _versions(topology):
     """All beside the program that decides what a compiler makes, or how it is read."""
     plugin, _ = topologies.PLUGINS[topology.platform]
-    flags = [os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
+    flags = [
+        os.environ.get("XLA_FLAGS", ""),
+        os.environ.get("LIBTPU_INIT_ARGS", LIBTPU_FLAGS),
+    ]
     version = metadata.version(plugin)
     return "\n".join([_FORMAT, jax.__version__, plugin, version, *flags])
 

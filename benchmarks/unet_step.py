@@ -1,10 +1,12 @@
-"""Times a CIFAR-10 training step beside diffusers' UNet2DModel in eager PyTorch.
+"""Times training and sampling beside diffusers' UNet2DModel in eager PyTorch.
 
-  pip install -e . torch diffusers && python benchmarks/unet_step.py
+  pip install -e . torch diffusers && python benchmarks/unet_step.py [WHAT ...]
 
-Both train the 35.7M-parameter U-Net of Ho et al. (2020) in float32, dropout 0.1: noise,
-forward, backward, clipping to norm 1, Adam, moving average. Steps are taken in turn in
-one process, so that other work on the machine slows both; the ratio is of medians.
+The same network in float32 on both sides, of the recipes of CIFAR-10 (35.7M parameters)
+and of the digits (0.7M, without classes). A step is noise, forward, backward, clipping
+to norm 1, Adam, moving average, dropout 0.1; sampling is DDIM; a call is the network
+alone on one image. Both are taken in turn in one process, so that other work on the
+machine slows both; times are medians, the ratio is the median of the pairs'.
 """
 
 import argparse
@@ -13,68 +15,64 @@ import time
 import jax
 import numpy as np
 import torch
-from diffusers import UNet2DModel
+from diffusers import DDIMScheduler, UNet2DModel
 from tqdm import tqdm
 
-from ddpm_jax.diffusion import losses, schedules
-from ddpm_jax.networks import unet
-from ddpm_jax.training.optimizers import make_optimizer
-from ddpm_jax.training.state import init_state, make_train_step
+from ddpm_jax import config, experiment
+from ddpm_jax.interop.unet2d import export_network
+from ddpm_jax.training.state import make_train_step
+
+STEPS = 5  # of DDIM
+WITHOUT_CLASSES = ("network.num_classes=0", "network.label_dropout=0.0")
+SMALL = (*WITHOUT_CLASSES, "denoiser={'clip': True}", "loss.predicts=eps")
+DDIM = ("sampler={'name': 'ddim', 'eta': 0.0}", f"timesteps.num_steps={STEPS}")
 
 
-def jax_step(batch_size):
-    """Returns a function that takes one step of this package and waits for it."""
-    network = unet(dropout=0.1)
-    tx, _ = make_optimizer("adam", 2e-4, warmup_steps=5000)
-    loss_fn = losses.simple(network.apply, schedules.linear())
-    step = jax.jit(make_train_step(loss_fn, tx, 0.9999), donate_argnums=0)
+def build(recipe, *changes):
+    """Returns our experiment and diffusers' model of the same network."""
+    settings = config.load(f"configs/{recipe}.py", changes)
+    made = experiment.build(settings)
+    network = experiment.complete(settings)["network"]
+    theirs = export_network(settings["image_shape"], network, 0)
+    model = UNet2DModel(**{k: v for k, v in theirs.items() if k[0] != "_"})
+    params = made.abstract_state().params
+    ours = sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert sum(p.numel() for p in model.parameters()) == ours
+    return made, model
+
+
+def training(recipe, batch_size, *changes):
+    """A training step of each."""
+    made, model = build(recipe, *changes)
+    step = jax.jit(make_train_step(made.loss_fn, made.tx, 0.9999), donate_argnums=0)
     key = jax.random.key(0)
-    init = jax.jit(lambda key: init_state(network.init(key, (32, 32, 3)), tx))
-    state = init(key)
-    images = np.random.default_rng(0).uniform(-1, 1, (batch_size, 32, 32, 3))
+    state = jax.jit(made.init)(key)
+    pixels = np.random.default_rng(0).integers(
+        0, 256, (batch_size, *made.image_shape), np.uint8
+    )
     batch = {
-        "image": images.astype(np.float32),
+        "image": pixels,
+        "label": np.zeros(batch_size, np.int32),
         "id": np.arange(batch_size, dtype=np.uint32),
     }
 
-    def take():
+    def ours():
         nonlocal state
         state, metrics = step(state, batch, key)
         jax.block_until_ready((state, metrics))
 
-    return take
-
-
-def torch_step(batch_size):
-    """Returns a function that takes one step of diffusers' model."""
-    model = UNet2DModel(
-        sample_size=32,
-        in_channels=3,
-        out_channels=3,
-        layers_per_block=2,
-        block_out_channels=(128, 256, 256, 256),
-        down_block_types=("DownBlock2D", "AttnDownBlock2D", *["DownBlock2D"] * 2),
-        up_block_types=(*["UpBlock2D"] * 2, "AttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=None,
-        dropout=0.1,
-        norm_eps=1e-6,
-        downsample_padding=0,
-        flip_sin_to_cos=False,
-        freq_shift=1,
-    )
+    model.train()
     params = list(model.parameters())
-    assert sum(p.numel() for p in params) == 35_746_307
     average = [p.detach().clone() for p in params]
     optimizer = torch.optim.Adam(params, 2e-4)
     alpha_bar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0)
-    x_0 = torch.rand(batch_size, 3, 32, 32) * 2 - 1
+    x_0 = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
 
-    def take():
+    def theirs():
         t = torch.randint(0, 1000, (batch_size,))
         a, eps = alpha_bar[t][:, None, None, None], torch.randn_like(x_0)
-        loss = (
-            (model(a**0.5 * x_0 + (1 - a) ** 0.5 * eps, t).sample - eps) ** 2
-        ).mean()
+        output = model(a**0.5 * x_0 + (1 - a) ** 0.5 * eps, t).sample
+        loss = ((output - eps) ** 2).mean()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(params, 1.0)
@@ -83,7 +81,54 @@ def torch_step(batch_size):
             torch._foreach_lerp_(average, params, 1e-4)
         return loss.item()
 
-    return take
+    return ours, theirs
+
+
+def sampling(recipe, batch_size, *changes):
+    """Samples of each, by DDIM."""
+    made, model = build(recipe, *changes, *DDIM)
+    params = jax.jit(made.init)(jax.random.key(0)).params
+    keys = experiment.sample_keys(0, batch_size)
+    draw = jax.jit(made.picture_fn)
+    model.eval()
+    scheduler = DDIMScheduler(beta_start=1e-4, beta_end=0.02, clip_sample=True)
+    scheduler.set_timesteps(STEPS)
+    height, width, channels = made.image_shape
+
+    @torch.inference_mode()
+    def theirs():
+        x = torch.randn(batch_size, channels, height, width)
+        for t in scheduler.timesteps:
+            x = scheduler.step(model(x, t).sample, t, x).prev_sample
+        return ((x + 1) * 127.5).clamp(0, 255).round().to(torch.uint8)
+
+    return lambda: jax.block_until_ready(draw(params, keys, None)), theirs
+
+
+def call(recipe, *changes):
+    """The network alone, on one image."""
+    made, model = build(recipe, *changes)
+    params = jax.jit(made.init)(jax.random.key(0)).params
+    apply = jax.jit(made.network.apply)
+    x, index = np.zeros((1, *made.image_shape), np.float32), np.array([10], np.int32)
+    model.eval()
+    given = torch.from_numpy(x).permute(0, 3, 1, 2), torch.tensor([10])
+
+    @torch.inference_mode()
+    def theirs():
+        return model(*given).sample
+
+    return lambda: jax.block_until_ready(apply(params, x, index)), theirs
+
+
+WHAT = {
+    "cifar-step": lambda: training("cifar", 8),
+    "cifar-sampling": lambda: sampling("cifar", 8),
+    "cifar-call": lambda: call("cifar"),
+    "digits-step": lambda: training("digits", 64, *SMALL),
+    "digits-sampling": lambda: sampling("digits", 64, *SMALL),
+    "digits-call": lambda: call("digits", *SMALL),
+}
 
 
 def seconds(function):
@@ -94,23 +139,28 @@ def seconds(function):
 
 
 def main():
-    """Prints both medians and their ratio."""
+    """Prints a row for each."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--batch_size", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("what", nargs="*", default=[*WHAT], choices=[*WHAT, []])
+    parser.add_argument("--pairs", type=int, default=7)
     args = parser.parse_args()
-    ours, theirs = jax_step(args.batch_size), torch_step(args.batch_size)
-    for _ in range(2):  # compile, and fill caches
-        ours(), theirs()
-    times = [
-        (seconds(ours), seconds(theirs)) for _ in tqdm(range(args.steps), disable=None)
-    ]
-    ours, theirs = np.median(times, axis=0)
-    print(f"ddpm_jax   {ours:.3f} s a step (jax {jax.__version__})")
-    print(f"diffusers  {theirs:.3f} s a step (torch {torch.__version__})")
-    print(f"ratio      {ours / theirs:.2f}")
+    print(f"jax {jax.__version__}, torch {torch.__version__}")
+    print("what                 ddpm_jax   diffusers   times as fast")
+    for what in args.what:
+        ours, theirs = WHAT[what]()
+        for _ in range(2):  # compile, and fill caches
+            ours(), theirs()
+        times = np.array(
+            [
+                (seconds(ours), seconds(theirs))
+                for _ in tqdm(range(args.pairs), what, leave=False, disable=None)
+            ]
+        )
+        a, b = 1000 * np.median(times, axis=0)
+        ratio = np.median(times[:, 1] / times[:, 0])
+        print(f"{what:<18}{a:>8.1f} ms {b:>8.1f} ms {ratio:>12.2f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def check(golden, pretrained, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(layers, "sinusoid", rounded(layers.sinusoid, table))
         index = golden["t"] if golden.get("index") is None else golden["index"]
-        x = jnp.asarray(golden["x"].transpose(0, 2, 3, 1))
+        x = jnp.asarray(golden["x"].transpose(0, 2, 3, 1), jnp.float64)
         label = golden.get("y")
         label = None if label is None else jnp.asarray(label)
         out = jax.jit(network.apply)(params, x, jnp.asarray(index), label)

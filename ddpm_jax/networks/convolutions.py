@@ -160,7 +160,7 @@ class Conv3x3(nn.Module):
     @nn.compact
     def __call__(self, x):
         shape = (3, 3, x.shape[-1], self.features)
-        kernel = self.param("kernel", fan_avg(self.scale), shape)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
+        kernel = self.param("kernel", fan_avg(self.scale), shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, shape[-1:], jnp.float32)
+        x, kernel, bias = (jnp.asarray(a, self.dtype) for a in (x, kernel, bias))
         return self.convolve(x, kernel) + bias.reshape(1, 1, 1, -1)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 from ddpm_jax.networks.convolutions import (
@@ -123,13 +124,31 @@ class Attention(nn.Module):
         q, k, v = (
             dense(channels, self.dtype, name=name)(h).reshape(tokens) for name in "qkv"
         )
-        attend = jax.nn.dot_product_attention
+        attend = attention
         # A weight for each pair of pixels and head: where these are more than q, k, v
         # and the result, the gradient computes them again instead of keeping them.
         if self.num_heads * height * width > 4 * channels:
             attend = jax.checkpoint(attend)
         h = attend(q, k, v).reshape(x.shape)
         return x + dense(channels, self.dtype, scale=0.0, name="proj_out")(h)
+
+
+def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """softmax(q kᵀ / sqrt(dim)) v (Vaswani et al. 2017, Eq. 1), for each head.
+
+    Args:
+      q: [batch, pixels, heads, dim].
+      k: as q.
+      v: as q.
+
+    Returns:
+      As v. The softmax is at least float32, and as precise as q (that of
+      `jax.nn.dot_product_attention` is float32 for float64, too).
+    """
+    precise = jnp.promote_types(q.dtype, jnp.float32)
+    products = jnp.einsum("bqhc,bkhc->bhqk", q, k, preferred_element_type=precise)
+    weights = jax.nn.softmax(products / np.sqrt(q.shape[-1])).astype(v.dtype)
+    return jnp.einsum("bhqk,bkhc->bqhc", weights, v)
 
 
 class Downsample(nn.Module):

@@ -167,8 +167,9 @@ class GroupNorm(nn.Module):
         2021, Eq. 2), before the activation.
         """
         batch, channels = len(parts[0]), sum(part.shape[-1] for part in parts)
-        learned_scale = self.param("scale", nn.initializers.ones, (channels,))
-        learned_shift = self.param("bias", nn.initializers.zeros, (channels,))
+        shape = (channels,)
+        learned_scale = self.param("scale", nn.initializers.ones, shape, jnp.float32)
+        learned_shift = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
         learned_scale, learned_shift = (
             jnp.broadcast_to(p, (batch, channels))
             for p in (learned_scale, learned_shift)

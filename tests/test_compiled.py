@@ -23,10 +23,10 @@ from ddpm_jax.training import parallel
 LIBTPU = "0.0.42.1"
 PINNED = {
     "half a ResBlock": (35_745, 997_888),
-    "attention": (95_443, 1_491_968),
+    "attention": (89_059, 1_364_480),
     "optimizer": (132_204, 972_288),
-    "training step": (637_148, 8_140_288),
-    "sampler": (1_304_026, 2_182_656),
+    "training step": (674_134, 8_427_520),
+    "sampler": (1_306_286, 2_232_832),
 }
 ROOM = 0.05
 

@@ -143,12 +143,12 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", nargs="*", default=[*WHAT], choices=[*WHAT, []])
+    parser.add_argument("what", nargs="*", metavar="WHAT", help=", ".join(WHAT))
     parser.add_argument("--pairs", type=int, default=7)
     args = parser.parse_args()
     print(f"jax {jax.__version__}, torch {torch.__version__}")
     print("what                 ddpm_jax   diffusers   times as fast")
-    for what in args.what:
+    for what in args.what or WHAT:
         ours, theirs = WHAT[what]()
         for _ in range(2):  # compile, and fill caches
             ours(), theirs()

@@ -2,7 +2,7 @@
 
   pip install -e '.[plan-tpu]' && python benchmarks/compiled.py --topology v5e:2x2
 
-No TPU is needed, but half an hour for each large recipe the first time; what was
+No TPU is needed, but many minutes for each large recipe the first time; what was
 compiled before is kept. All rows are of one topology; `--set data.batch_size=128`
 changes a value of every recipe.
 """

@@ -151,6 +151,6 @@ def devices(topology: Topology) -> list[jax.Device]:
     try:
         found = topologies.get_topology_desc(platform=topology.platform, **made)
     except Exception as error:  # whatever the plugin raises
-        said = str(error).splitlines()[0]
+        said = str(error).partition("\n")[0]
         raise ConfigError(f"no topology {topology.name}: {said}") from error
     return list(found.devices)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 import time
@@ -18,7 +19,8 @@ from ddpm_jax.data import sources
 from ddpm_jax.data.pipeline import make_batch_fn
 from ddpm_jax.data.source import gather, in_memory
 
-SHARED = Path(__file__).parents[2] / "shared" / "tfds"
+# Where tensorflow-datasets itself looks.
+PREPARED = Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
 
 
 def noise(*shape, seed=0):
@@ -316,12 +318,12 @@ def test_an_interrupted_preparation_leaves_no_data_set(released, tmp_path, monke
 
 
 @pytest.mark.skipif(
-    not SHARED.exists(), reason="no prepared CIFAR-10 beside the checkout"
+    not (PREPARED / "cifar10").exists(), reason=f"no CIFAR-10 prepared in {PREPARED}"
 )
 def test_a_real_cifar10_without_tensorflow():
     code = (
         "import sys; from ddpm_jax.data import sources;"
-        f"source = sources.tfds('cifar10', data_dir={str(SHARED)!r}, download=False);"
+        f"source = sources.tfds('cifar10', data_dir={str(PREPARED)!r}, download=False);"
         "image, label = source[123];"
         "print(len(source), source.num_classes, image.shape, 0 <= label < 10);"
         "assert not {'tensorflow', 'jax'} & set(sys.modules)"

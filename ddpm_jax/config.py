@@ -9,6 +9,7 @@ import ast
 import inspect
 import json
 import runpy
+import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def load(spec: str, overrides: Iterable[str] = ()) -> dict[str, Any]:
     try:
         config = get_config(variant) if variant else get_config()
     except Exception as error:  # whatever the file does
-        raise ConfigError(f"{path}: {error}") from error
+        raise ConfigError(_of_file(path, error)) from error
     return override(config, overrides)
 
 
@@ -70,11 +71,23 @@ def function_of(path: str, name: str) -> Callable:
     try:
         function = runpy.run_path(path).get(name)
     except Exception as error:  # whatever the file does
-        line = f" in line {error.lineno}" if isinstance(error, SyntaxError) else ""
-        raise ConfigError(f"{path}: {error}{line}") from error
+        raise ConfigError(_of_file(path, error)) from error
     if not callable(function):
         raise ConfigError(f"{path} does not define a function {name}()")
     return function
+
+
+def _of_file(path: str, error: Exception) -> str:
+    """What a file says is wrong; where it fails without a word to its user, where."""
+    if isinstance(error, (ValueError, SyntaxError)) and str(error):
+        return f"{path}: {error}"
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename == path
+    ]
+    place = f"{path}, line {lines[-1]}" if lines else path
+    return f"{place}: {traceback.format_exception_only(error)[-1].strip()}"
 
 
 def override(config: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import typing
 from collections.abc import Callable
 
 from ddpm_jax.config import ConfigError
+from ddpm_jax.errors import reason
 from ddpm_jax.naming import unknown
 
 # What a constructor may raise over a value that it was given.
@@ -100,8 +101,7 @@ def attempt(section: str, function: Callable, *args, **kwargs):
     try:
         return function(*args, **kwargs)
     except REFUSALS as error:
-        reason = str(error).partition("\n")[0]
-        raise ConfigError(f"config.{section}: {reason}") from error
+        raise ConfigError(f"config.{section}: {reason(error)}") from error
 
 
 def _fits(value, wanted) -> bool:

@@ -1,5 +1,6 @@
 """Files: written whole or not at all, told apart, and arrays read from them."""
 
+import errno
 import fcntl
 import os
 import uuid
@@ -64,12 +65,27 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
     Raises:
       ValueError: if the file is damaged or another.
-      PermissionError: if it may not be read.
+      OSError: if the machine cannot read it now.
     """
     try:
         with path.open("rb") as file, np.load(file) as archive:
             return {name: archive[name] for name in archive.files}
-    except (MemoryError, PermissionError):  # say nothing of the bytes
-        raise
     except Exception as error:  # NumPy raises anything on corrupt bytes
+        if of_machine(error):
+            raise
         raise ValueError(f"{path} is no readable .npz of arrays ({error})") from error
+
+
+def of_machine(error: BaseException) -> bool:
+    """Whether reading a file failed for the machine, and says nothing of the file.
+
+    So do a lack of memory and what the operating system refuses: rights, too many open
+    files, a disk's fault.
+    """
+    refused = isinstance(error, OSError) and error.errno not in _OF_FILES
+    return refused or isinstance(error, MemoryError)
+
+
+# What readers raise themselves; where damaged bytes send them to before the beginning;
+# what is not there, or no file.
+_OF_FILES = (None, errno.EINVAL, errno.ENOENT, errno.EISDIR)

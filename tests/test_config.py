@@ -93,12 +93,28 @@ def test_bad_files(tmp_path, recipe):
         config.load(str(empty))
     broken = tmp_path / "broken.py"
     broken.write_text("def get_config(:")
-    with pytest.raises(ConfigError, match="broken.py: invalid syntax"):
+    with pytest.raises(ConfigError, match="broken.py: invalid syntax .*line 1"):
         config.load(str(broken))
     typo = tmp_path / "typo.py"
     typo.write_text("def get_config():\n    return dict(optimiser={})\n")
     with pytest.raises(ConfigError, match="did you mean 'optimizer'"):
         config.load(str(typo))
+
+
+@pytest.mark.parametrize(
+    "body, said",
+    [
+        ("c = {}\n    return c['loss']", "line 3: KeyError: 'loss'"),
+        ("\n    raise ValueError", "line 3: ValueError"),
+        ("\n    raise ValueError('no such size')", "file.py: no such size"),
+        ("import nothing_here", "line 2: ModuleNotFoundError: No module named"),
+    ],
+)
+def test_a_file_that_fails_says_where_and_how(tmp_path, body, said):
+    path = tmp_path / "file.py"
+    path.write_text(f"def get_config():\n    {body}\n")
+    with pytest.raises(ConfigError, match=f"file.py.*{said.removeprefix('file.py')}"):
+        config.load(str(path))
 
 
 def test_differences():

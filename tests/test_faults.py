@@ -1,5 +1,6 @@
 """What goes wrong on long runs: nothing is lost, and a line says what happened."""
 
+import errno
 import random
 import re
 import shutil
@@ -208,6 +209,18 @@ def test_a_record_that_cannot_be_decoded_is_named():
     message = r"record 7 of faces train cannot be decoded \(broken PNG file\)"
     with pytest.raises(OSError, match=message):
         gather(records, np.array([1, 7, 2]))
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output"), MemoryError()])
+def test_a_machine_that_fails_makes_no_record_corrupt(error):
+    class Records:
+        def __getitems__(self, indices):
+            raise error
+
+    records = tfds._Records("faces train", Path(), Records(), (4, 4, 1), 0)
+    with pytest.raises(type(error)) as raised:
+        gather(records, np.array([1, 7, 2]))
+    assert raised.value is error
 
 
 def test_a_folder_names_the_file(tmp_path):

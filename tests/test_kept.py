@@ -259,6 +259,49 @@ def test_a_corrupt_image_is_remembered_too_until_it_is_mended(pictures, monkeypa
     assert len(source) == 12 and read == ["02.jpg"]
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EMFILE, "Too many open files"),
+        OSError(errno.EIO, "Input/output error"),
+        PermissionError(errno.EACCES, "Permission denied"),
+        MemoryError(),
+    ],
+)
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+def test_a_machine_that_fails_makes_no_image_corrupt(
+    pictures, monkeypatch, error, on_error
+):
+    """Neither now nor at the next start, which reads what is not known."""
+    opened = Image.open
+
+    def fail(path, *args):
+        if Path(path).name == "05.jpg":
+            raise error
+        return opened(path, *args)
+
+    with monkeypatch.context() as context:
+        context.setattr(Image, "open", fail)
+        with pytest.raises(type(error)) as raised:
+            sources.folder(pictures, 16, on_error=on_error)
+    if isinstance(error, OSError):
+        assert raised.value.filename == str(pictures / "05.jpg")
+    source, read = checked(pictures, monkeypatch)
+    assert len(source) == 12 and "05.jpg" in read
+
+
+def test_a_fault_within_an_image_is_its_own(pictures, monkeypatch):
+    """A damaged file may send its reader to before its beginning."""
+
+    def astray(path):
+        with open(path, "rb", buffering=0) as file:
+            file.seek(-1)
+
+    monkeypatch.setattr(Image, "open", astray)
+    with pytest.raises(ValueError, match=r"cannot read .*00.jpg \(.*Invalid argument"):
+        sources.folder(pictures, 16)
+
+
 def test_an_interrupted_check_goes_on(pictures, monkeypatch):
     def interrupt(path):
         if path.name == "06.jpg":

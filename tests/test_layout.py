@@ -11,6 +11,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # each other.
 RANKS = {
     "naming": 0,
+    "errors": 0,
     "version": 0,
     "files": 0,
     "cache": 0,

@@ -1,5 +1,6 @@
 """Statistics of features: as they stream by, in files of ours and of other tools."""
 
+import errno
 import json
 
 import numpy as np
@@ -351,3 +352,18 @@ def test_what_is_no_file_of_arrays(path):
         read_arrays(path.with_name("none.npz"))
     with pytest.raises(ValueError, match="is no readable"):
         read_arrays(path.parent)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output"), MemoryError()])
+def test_a_machine_that_fails_says_nothing_of_a_file(path, monkeypatch, error):
+    """Or what is whole would be called damaged, and made again."""
+    path.parent.mkdir()
+    path.touch()
+
+    def fail(file):
+        raise error
+
+    monkeypatch.setattr(np, "load", fail)
+    with pytest.raises(type(error)) as raised:
+        read_arrays(path)
+    assert raised.value is error

@@ -13,6 +13,7 @@ from jax.experimental import topologies
 
 from ddpm_jax.compiled.h100 import TARGET
 from ddpm_jax.config import ConfigError
+from ddpm_jax.errors import reason
 from ddpm_jax.naming import unknown
 
 
@@ -134,7 +135,7 @@ def devices(topology: Topology) -> list[jax.Device]:
     `ENVIRONMENT` must have been set when JAX was imported.
 
     Raises:
-      ConfigError: if the compiler knows no such topology.
+      ConfigError: if the compiler knows no such topology, or cannot be asked.
     """
     if topology.platform == "cuda":
         made = {
@@ -151,6 +152,7 @@ def devices(topology: Topology) -> list[jax.Device]:
     try:
         found = topologies.get_topology_desc(platform=topology.platform, **made)
     except Exception as error:  # whatever the plugin raises
-        said = str(error).partition("\n")[0]
-        raise ConfigError(f"no topology {topology.name}: {said}") from error
+        raise ConfigError(
+            f"the compiler takes no {topology.name}: {reason(error)}"
+        ) from error
     return list(found.devices)

@@ -13,7 +13,8 @@ from PIL import Image, ImageOps
 from ddpm_jax.data import manifest
 from ddpm_jax.data.images import ORIENTATION, height_width, read, resize_and_crop
 from ddpm_jax.data.source import Origin, Source, digest
-from ddpm_jax.files import stamp_of
+from ddpm_jax.errors import reason
+from ddpm_jax.files import of_machine, stamp_of
 
 _EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"}
 
@@ -83,6 +84,7 @@ def folder(
     Raises:
         FileNotFoundError: if there is no such folder, or no image in it.
         ValueError: if an argument, an image, or the mixture of files is wrong.
+        OSError: if the machine cannot read an image now, whatever `on_error` is.
     """
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error is {on_error!r}: give 'raise' or 'skip'")
@@ -177,7 +179,11 @@ def _image_files(root: Path) -> list[Path]:
 
 
 def _fault(path: Path) -> str | None:
-    """Says why an image file cannot be used, or None where it can."""
+    """Says why an image file cannot be used, or None where it can.
+
+    Raises:
+      OSError: if the machine cannot read it now, which is no fault of the file.
+    """
     try:
         with Image.open(path) as picture:
             # Deeper pixels would be clipped to white by the conversion to 8 bits.
@@ -187,5 +193,9 @@ def _fault(path: Path) -> str | None:
             picture.draft(None, (1, 1))
             ImageOps.exif_transpose(picture)
     except Exception as error:  # PIL's readers raise anything on corrupt bytes.
-        return str(error).splitlines()[0] if str(error) else type(error).__name__
+        if not of_machine(error):
+            return reason(error)
+        if isinstance(error, OSError):  # a failing read does not name the file
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     return None

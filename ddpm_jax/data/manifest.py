@@ -35,12 +35,18 @@ def check(
         root: the folder.
         names: its files, relative to it.
         stamps: theirs.
-        fault_of: reads a file, and says what is wrong with it.
+        fault_of: reads a file, and says what is wrong with it; it raises OSError where
+            it cannot tell, which is raised here and not remembered.
     """
-    found = {}
+    found, failed = {}, []
 
     def read(index):
-        found[str(names[index])] = (*stamps[index], fault_of(root / names[index]))
+        try:
+            fault = fault_of(root / names[index])
+        except OSError as error:
+            failed.append(error)
+            raise
+        found[str(names[index])] = (*stamps[index], fault)
 
     def unknown():
         return [
@@ -64,6 +70,8 @@ def check(
                     present = {str(name) for name in names} & found.keys()
                     _write(path, root, {name: found[name] for name in present})
     except OSError as error:
+        if failed:
+            raise
         in_parallel(read, unknown(), "checking images")
         warnings.warn(
             f"cannot keep in {path} which images were found whole ({error}), so each "

@@ -20,7 +20,8 @@ from PIL import Image
 
 from ddpm_jax.data.images import height_width, resize_and_crop
 from ddpm_jax.data.source import Origin, Source, digest
-from ddpm_jax.files import locked, stamp_of
+from ddpm_jax.errors import reason
+from ddpm_jax.files import locked, of_machine, stamp_of
 
 # Only a quick look whether the server answers: the download has its own patience.
 _SECONDS_TO_ANSWER = 5
@@ -59,9 +60,9 @@ class _Records:
     def _read(self, indices):
         try:
             return self.records.__getitems__(indices)
-        except MemoryError:  # says nothing of the record
-            raise
         except Exception as error:  # PIL and ArrayRecord raise anything on such bytes
+            if of_machine(error):
+                raise
             if len(indices) > 1:
                 return [record for index in indices for record in self._read([index])]
             raise OSError(
@@ -168,8 +169,9 @@ def _builder(name: str, data_dir: str | os.PathLike | None):
             f"holds none: {hint}"
         ) from None
     except (AssertionError, ValueError) as error:
-        why = str(error).splitlines()[0]
-        raise ValueError(f"tensorflow-datasets cannot open {name!r}: {why}") from error
+        raise ValueError(
+            f"tensorflow-datasets cannot open {name!r}: {reason(error)}"
+        ) from error
 
 
 def _open_split(builder, name: str, split: str):

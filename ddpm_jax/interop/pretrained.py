@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ddpm_jax.errors import reason
 from ddpm_jax.interop import diffusers, ermongroup, openai, unet2d
 from ddpm_jax.interop.layout import Layout, Tensors, make_entries, read_params
 from ddpm_jax.interop.tensors import read_tensors
@@ -112,8 +113,7 @@ def _download(name):
     try:
         return Path(snapshot_download(name, allow_patterns=HUB_FILES))
     except Exception as error:  # no network, no such name, no rights, a full disk
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise OSError(
-            f"no folder {name}, and it cannot be downloaded ({reason}); give the "
-            "folder of a copy"
+            f"no folder {name}, and it cannot be downloaded ({reason(error)}); give "
+            "the folder of a copy"
         ) from error

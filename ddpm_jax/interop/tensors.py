@@ -7,6 +7,9 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from ddpm_jax.errors import reason
+from ddpm_jax.files import of_machine
+
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 HALF = (np.float16, ml_dtypes.bfloat16)
 
@@ -57,9 +60,9 @@ def _read_pickle(path):
         ) from error
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (MemoryError, PermissionError):  # say nothing of the bytes
-        raise
     except Exception as error:  # pickles fail in every way
+        if of_machine(error):
+            raise
         raise _unreadable(path, error) from error
 
     def is_state_dict(value):
@@ -86,5 +89,4 @@ def _widened(array):
 
 
 def _unreadable(path, error):
-    reason = str(error).strip().partition("\n")[0] or type(error).__name__
-    return OSError(f"cannot read {path}, it may be damaged ({reason})")
+    return OSError(f"cannot read {path}, it may be damaged ({reason(error)})")

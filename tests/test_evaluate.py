@@ -1,5 +1,6 @@
 """Scores end to end: of runs, of published models, of images."""
 
+import errno
 import json
 import os
 import subprocess
@@ -157,7 +158,9 @@ def test_a_part_that_was_cut_off_is_made_again(tmp_path):
     assert kept.logits is None
 
 
-@pytest.mark.parametrize("error", [MemoryError, PermissionError])
+@pytest.mark.parametrize(
+    "error", [MemoryError(), PermissionError(errno.EACCES, "not now")]
+)
 def test_a_part_that_cannot_be_read_now_is_not_thrown_away(
     tmp_path, monkeypatch, error
 ):
@@ -170,7 +173,7 @@ def test_a_part_that_cannot_be_read_now_is_not_thrown_away(
 
     with monkeypatch.context() as context:
         context.setattr(np, "load", fail)
-        with pytest.raises(error):
+        with pytest.raises(type(error)):
             of_images(np.array([0]), None)
     assert path.is_file()
 

@@ -579,7 +579,7 @@ def test_up_does_not_take_a_failed_request_for_a_preemption(fake):
 
 
 def test_a_main_outlives_ssh_and_up_finds_it(fake):
-    fake.main('for i in {1..1000}; do sleep 0.02; [ ! -e "$FAKE/end" ] || exit 0; done')
+    fake.main('for i in {1..3000}; do sleep 0.02; [ ! -e "$FAKE/end" ] || exit 0; done')
     for verb in ("create", "setup"):
         assert fake.run("tpu_pod.sh", verb).returncode == 0
     assert fake.run("tpu_pod.sh", "run", *MAIN).returncode == 0
@@ -590,7 +590,7 @@ def test_a_main_outlives_ssh_and_up_finds_it(fake):
     assert again.returncode != 0 and "running already" in again.stderr
     assert fake.run("tpu_pod.sh", "status").stdout.count("main: running\n") == 2
     with fake.start("tpu_pod.sh", "up", *MAIN) as process:
-        time.sleep(0.5)
+        assert "running: " in process.stderr.readline()
         (fake.root / "end").touch()
         process.communicate(timeout=60)
     assert process.returncode == 0 and fake.runs(0) == fake.runs(1) == 1

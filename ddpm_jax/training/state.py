@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
+from ddpm_jax.training.optimizers import global_norm
+
 
 class TrainState(NamedTuple):
     """All that training changes.
@@ -70,7 +72,7 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         decay = jnp.where(state.step == 0, 0.0, ema_decay)
         ema_params = optax.incremental_update(params, state.ema_params, 1 - decay)
-        metrics = {**metrics, "grad_norm": optax.tree.norm(grads)}
+        metrics = {**metrics, "grad_norm": global_norm(grads)}
         new = TrainState(state.step + 1, params, ema_params, opt_state)
         if skip_nonfinite:
             new = _if_finite(metrics, new, state)

@@ -68,32 +68,40 @@ def _forward(parts, scale, shift, num_groups, eps, activation):
 
 
 def _backward(num_groups, eps, activation, kept, dy):
-    parts, *of_channels = kept
+    parts, mean, rstd, scale, shift = kept
+    slope = scale * rstd
+    offset = shift - mean * slope
 
-    def through(x, dy, mean, rstd, scale, shift):
-        """G and x̂."""
-        normalised = (_precise(x) - _over(mean)) * _over(rstd)
-        _, pull = jax.vjp(activation, normalised * _over(scale) + _over(shift))
-        return *pull(dy.astype(normalised.dtype)), normalised
+    def before(x, dy, slope, offset):
+        """Returns g."""
+        before = x * _over(slope) + _over(offset)
+        _, pull = jax.vjp(activation, before)
+        return pull(dy.astype(before.dtype))[0]
 
     # The sums over all channels at once, which a TPU adds up while a convolution makes
     # dy; the gradients by parts, each for where it goes.
-    g, normalised = through(_joined(parts), dy, *of_channels)
-    dshift, dscale = jnp.sum(g, (1, 2)), jnp.sum(g * normalised, (1, 2))
+    x = _precise(_joined(parts))
+    g = before(x, dy, slope, offset)
+    dshift = jnp.sum(g, (1, 2))
+    dscale = jnp.sum(g * (x - _over(mean)) * _over(rstd), (1, 2))
     num_pixels = dy.shape[1] * dy.shape[2]
-    means = [
-        _group_mean(of_channels[2] * d, num_groups) / num_pixels
-        for d in (dshift, dscale)
-    ]
+    mean_g, mean_gx = (
+        _group_mean(scale * d, num_groups) / num_pixels for d in (dshift, dscale)
+    )
+    # dx = slope · g + a x + b, of channels that are cut into parts together.
+    a = -jnp.square(rstd) * mean_gx
+    b = -rstd * mean_g - mean * a
 
-    def gradient(x, dy, mean_g, mean_gx, *of_channels):
-        _, rstd, scale, _ = of_channels
-        g, normalised = through(x, dy, *of_channels)
-        dx = g * _over(scale) - _over(mean_g) - normalised * _over(mean_gx)
-        return (dx * _over(rstd)).astype(dy.dtype)
+    def gradient(x, dy, of_channels):
+        slope, offset, a, b = of_channels
+        x = _precise(x)
+        g = before(x, dy, slope, offset)
+        return (g * _over(slope) + x * _over(a) + _over(b)).astype(dy.dtype)
 
     borders = np.cumsum([part.shape[-1] for part in parts])[:-1]
-    cut = [jnp.split(x, borders, axis=-1) for x in (dy, *means, *of_channels)]
+    cut = [
+        jnp.split(x, borders, axis=-1) for x in (dy, jnp.stack([slope, offset, a, b]))
+    ]
     return tuple(map(gradient, parts, *cut)), dscale, dshift
 
 

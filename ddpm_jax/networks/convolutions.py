@@ -12,6 +12,7 @@ products. A doubled image holds each pixel four times, and its convolution multi
 of them where 4 differ.
 """
 
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -28,6 +29,7 @@ def fan_avg(scale: float = 1.0) -> nn.initializers.Initializer:
     return nn.initializers.variance_scaling(scale or 1e-10, "fan_avg", "uniform")
 
 
+@functools.partial(jax.jit, inline=True)
 def conv_3x3(
     x: Float[Array, "batch height width in"], kernel: Float[Array, "3 3 in out"]
 ) -> Float[Array, "batch height width out"]:
@@ -35,6 +37,7 @@ def conv_3x3(
     return jax.lax.platform_dependent(x, kernel, cpu=_by_taps, default=_conv)
 
 
+@functools.partial(jax.jit, inline=True)
 def doubled_conv_3x3(
     x: Float[Array, "batch height width in"], kernel: Float[Array, "3 3 in out"]
 ) -> Float[Array, "batch height2 width2 out"]:

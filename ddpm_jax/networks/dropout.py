@@ -12,6 +12,7 @@ import zlib
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, UInt32
 
 
@@ -37,10 +38,12 @@ def mask(
         for half in (seeds[:, 0], seeds[:, 1])
     )
     position = jnp.zeros((1, *shape), jnp.uint32)
-    for axis in range(len(shape)):
-        stride = jnp.uint32(math.prod(shape[axis + 1 :]) % 2**32)
-        along = jax.lax.broadcasted_iota(jnp.uint32, position.shape, axis + 1)
-        position = position + along * stride
+    for axis, size in enumerate(shape):
+        stride = math.prod(shape[axis + 1 :])
+        along = (np.arange(size, dtype=np.uint64) * stride).astype(np.uint32)
+        position += np.expand_dims(
+            along, [a for a in range(len(shape) + 1) if a != axis + 1]
+        )
     return _hash(position ^ first, second) >= jnp.uint32(rate * 2**32)
 
 

@@ -28,6 +28,7 @@ def identity(x: Array) -> Array:
     return x
 
 
+@functools.partial(jax.jit, static_argnums=(3, 4, 5), inline=True)
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def group_norm(
     parts: tuple[Float[Array, "batch height width _"], ...],
@@ -105,7 +106,7 @@ def _backward(num_groups, eps, activation, kept, dy):
     return tuple(map(gradient, parts, *cut)), dscale, dshift
 
 
-group_norm.defvjp(_forward, _backward)
+group_norm.__wrapped__.defvjp(_forward, _backward)
 
 
 def _two_passes(*parts, num_groups, eps):

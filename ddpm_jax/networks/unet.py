@@ -7,6 +7,7 @@ way down every output is kept; on the way up each block reads the last one kept,
 its own input. A level has one block more on the way up than on the way down.
 """
 
+import functools
 import inspect
 from collections.abc import Sequence
 
@@ -223,23 +224,34 @@ def unet(**settings) -> Network:
         images cannot be halved as often as there are levels; from `apply` where labels
         are missing or there should be none.
     """
-    module = UNet(**settings)
+    hashable = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+    module = UNet(**hashable)
 
     def init(key, image_shape):
         _check_image_shape(image_shape, len(module.channel_mults))
-        x, index = jnp.zeros((1, *image_shape)), jnp.zeros((1,), jnp.int32)
-        return module.init(key, x, index, index if module.num_classes else None)[
-            "params"
-        ]
+        return _init(module, key, tuple(image_shape))
 
     def apply(params, x_t, index, cond=None, dropout_keys=None):
         if module.num_classes == 0 and cond is not None:
             raise ValueError("this network has no classes, but labels were given")
         if module.num_classes > 0 and cond is None and module.label_dropout == 0:
             raise ValueError("this network has no null class: labels are needed")
-        return module.apply({"params": params}, x_t, index, cond, dropout_keys)
+        return _apply(module, params, x_t, index, cond, dropout_keys)
 
     return Network(init, apply)
+
+
+# Of a module and shapes these are traced once, by whatever programs they are called.
+@functools.partial(jax.jit, static_argnums=(0, 2), inline=True)
+def _init(module, key, image_shape):
+    x, index = jnp.zeros((1, *image_shape)), jnp.zeros((1,), jnp.int32)
+    label = index if module.num_classes else None
+    return module.init(key, x, index, label)["params"]
+
+
+@functools.partial(jax.jit, static_argnums=0, inline=True)
+def _apply(module, params, x_t, index, cond, dropout_keys):
+    return module.apply({"params": params}, x_t, index, cond, dropout_keys)
 
 
 # The settings are UNet's fields, less what Flax adds to them.

@@ -61,13 +61,23 @@ def make_train_step(
       step(state, batch, key) -> (state, metrics), where the key is the run's (it is
       folded with the step here) and metrics are those of the loss and "grad_norm".
     """
-    grad_fn = _in_parts(jax.grad(loss_fn, has_aux=True), num_microbatches)
+
+    def share_of_loss(params, batch, key):
+        """The sum of these over devices is the loss, and so with its gradients."""
+        loss, metrics = loss_fn(params, batch, key)
+        return loss / num_devices(), metrics
+
+    def num_devices():
+        return 1 if axis_name is None else jax.lax.axis_size(axis_name)
+
+    grad_fn = _in_parts(jax.grad(share_of_loss, has_aux=True), num_microbatches)
 
     def train_step(state, batch, key):
         key = jax.random.fold_in(key, state.step)
         grads, metrics = grad_fn(state.params, batch, key)
         if axis_name is not None:
-            grads, metrics = jax.lax.pmean((grads, metrics), axis_name)
+            grads = jax.lax.psum(grads, axis_name)
+            metrics = jax.lax.pmean(metrics, axis_name)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         decay = jnp.where(state.step == 0, 0.0, ema_decay)

@@ -153,10 +153,3 @@ def run_several(folder, commands, num=2, devices=2):
             process.wait()
     each = [json.loads((folder / f"said_{i}.json").read_text()) for i in range(num)]
     return [[*zip(*of_one, strict=True)] for of_one in zip(*each, strict=True)]
-
-
-def run(folder, each, devices=1, **how):
-    """Runs a job to its end; all must succeed. Returns what they wrote."""
-    with Job(folder, each, devices, **how) as job:
-        assert job.wait() == [0] * len(each), job.said()
-        return job.said()

@@ -54,7 +54,7 @@ def workdir(of_six, tmp_path):
 def test_killed_at_random_moments_and_run_again_is_uninterrupted():
     """As `benchmarks/soak.py` without arguments, with fewer kills."""
     result = subprocess.run(
-        [sys.executable, "benchmarks/soak.py", "--kills", "2"],
+        [sys.executable, "benchmarks/soak.py", "--kills", "1"],
         env=environment(),
         capture_output=True,
         text=True,

@@ -70,14 +70,16 @@ def test_training_begins_from_a_model(workdir, published, tmp_path, capsys):
     _, source = ddpm_jax.load(workdir)
     for i, path in enumerate((workdir, published)):
         copy = shutil.copytree(path, tmp_path / f"source{i}")
-        settings = tiny(f"init_from={copy}", "optimizer.learning_rate=1e-12")
+        settings = tiny(
+            f"init_from={copy}", "optimizer.learning_rate=1e-12", "train.num_steps=1"
+        )
         assert train(settings, tmp_path / f"run{i}") == 0
         assert f"beginning from {copy}" in capsys.readouterr().out
         _, params = ddpm_jax.load(tmp_path / f"run{i}")
         for x, y in zip(jax.tree.leaves(source), jax.tree.leaves(params), strict=True):
             np.testing.assert_allclose(x, y, atol=1e-6)
         shutil.rmtree(copy)
-        more = config.override(settings, ["train.num_steps=4"])
+        more = config.override(settings, ["train.num_steps=2"])
         assert train(more, tmp_path / f"run{i}") == 0
 
 
@@ -104,7 +106,8 @@ def test_what_cannot_be_begun_from(workdir, tmp_path):
 def test_a_run_that_has_not_begun_goes_on_from_its_parameters(workdir, tmp_path):
     """A checkpoint of step 0 is one: it is not drawn anew."""
     copy = shutil.copytree(workdir, tmp_path / "copy")
-    settings = config.override(runs.read_config(copy), ["optimizer.learning_rate=1e-9"])
+    changes = ["optimizer.learning_rate=1e-9", "train.num_steps=1"]
+    settings = config.override(runs.read_config(copy), changes)
     assert train(settings, copy) == 0
     _, before = ddpm_jax.load(workdir)
     _, after = ddpm_jax.load(copy)
@@ -160,7 +163,7 @@ def test_hybrid_training_lowers_the_bound(tmp_path):
         "schedule.num_steps=50",
         "optimizer.learning_rate=3e-3",
         "data.batch_size=32",
-        "train={'num_steps': 120, 'save_every': 60, 'sample_every': 0, 'keep': 9}",
+        "train={'num_steps': 120, 'save_every': 120, 'sample_every': 0}",
         "train.ema_decay=0.5",
     )
     untrained = experiment.build(settings)
@@ -168,9 +171,9 @@ def test_hybrid_training_lowers_the_bound(tmp_path):
     runs.write(tmp_path / "0", settings, params)
     assert train(settings, tmp_path / "120") == 0
     scores = []
-    for name, step in (("0", 0), ("120", 60), ("120", 120)):
+    for name, step in (("0", 0), ("120", 120)):
         out = tmp_path / "scores.json"
         given = ["--workdir", tmp_path / name, "--step", step, "--num", 64]
         call(evaluate, *given, "--metrics", "bpd", "--out", out)
         scores.append(report.load(out)[-1].value)
-    assert scores[0] > scores[1] + 0.5 > scores[2] + 0.5, scores
+    assert scores[0] > scores[1] + 1, scores

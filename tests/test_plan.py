@@ -1,5 +1,6 @@
 """Plans: counts that are known by hand, and how they grow."""
 
+import functools
 import sys
 
 import jax
@@ -27,6 +28,7 @@ def conv(x, kernel, stride=1, padding="SAME"):
     )
 
 
+@functools.cache
 def plan_of(*changes, batch_size=16, devices=1, num_microbatches=1):
     settings = config.override(TINY, changes)
     options = OPTIONS._replace(num_microbatches=num_microbatches)

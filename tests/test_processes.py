@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jobs import SMALL, Job, final_state, run, run_several, training
+from jobs import SMALL, Job, final_state, run_several, training
 from tiny import call
 
 from ddpm_jax import config, sample, train
@@ -136,9 +136,22 @@ def test_a_signal_to_one_stops_all_at_the_same_step(tmp_path):
         assert f"stopped at step {int(final_state(workdir).step)};" in job.said()
 
 
-def test_other_commands_are_refused_by_all(tmp_path):
+def slurm(index, port):
+    """The variables of a task; JAX derives the port from the number of the job."""
+    return {
+        "SLURM_JOB_ID": str(port % 4096),
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_STEP_NUM_NODES": "1",
+        "SLURM_NTASKS": "2",
+        "SLURM_PROCID": str(index),
+        "SLURM_LOCALID": str(index),
+    }
+
+
+def test_under_slurm_other_commands_are_refused_by_all(tmp_path):
+    """Processes find each other without arguments, and see where they differ."""
     each = [training(tmp_path / "run", f"seed={seed}") for seed in (0, 1)]
-    with Job(tmp_path, each) as job:
+    with Job(tmp_path, each, cluster=slurm) as job:
         assert job.wait() == [1, 1]
         for process in job.processes:
             said = process.error.read_text().strip().splitlines()[-1]
@@ -173,24 +186,6 @@ def test_a_loss_that_is_not_finite_ends_all_after_the_save(joined):
 def test_what_one_checks_for_all_fails_on_all(joined):
     texts, codes = joined[1]["bad name"]
     assert codes == (1, 1) and all("a.bad" in text for text in texts), texts
-
-
-def slurm(index, port):
-    """The variables of a task; JAX derives the port from the number of the job."""
-    return {
-        "SLURM_JOB_ID": str(port % 4096),
-        "SLURM_STEP_NODELIST": "localhost",
-        "SLURM_STEP_NUM_NODES": "1",
-        "SLURM_NTASKS": "2",
-        "SLURM_PROCID": str(index),
-        "SLURM_LOCALID": str(index),
-    }
-
-
-def test_under_slurm_processes_find_each_other(tmp_path):
-    arguments = training(tmp_path / "run", "train.num_steps=1")
-    said = run(tmp_path, [arguments] * 2, cluster=slurm)
-    assert "on 2 devices of 2 processes" in said
 
 
 def test_process_arguments_belong_together():

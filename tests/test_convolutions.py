@@ -16,11 +16,9 @@ def repeated(x, kernel):
 
 
 WAYS = {
-    "by taps": (convolutions._by_taps, convolutions._conv),
-    "chosen": (convolutions.conv_3x3, convolutions._conv),
     "by phases": (convolutions._by_phases, repeated),
     "transposed": (convolutions._transposed, repeated),
-    "chosen, doubled": (convolutions.doubled_conv_3x3, repeated),
+    "chosen": (convolutions.doubled_conv_3x3, repeated),
 }
 
 
@@ -40,17 +38,8 @@ def test_the_same_function(x64, way, size):
 
 @pytest.mark.parametrize("platform", ["cpu", "tpu", "cuda"])
 def test_a_platform_gets_its_own(platform):
-    """Nine products for the gradient on a CPU; half the taps of a doubled image."""
+    """Four convolutions with 2 x 2 kernels on a CPU, a transposed one elsewhere."""
     x, kernel = jnp.ones((2, 4, 4, 3)), jnp.ones((3, 3, 3, 5))
-
-    def lowered(function):
-        traced = jax.jit(function).trace(x, kernel)
-        return traced.lower(lowering_platforms=(platform,)).as_text()
-
-    def gradient(x, kernel):
-        return jax.grad(lambda k: convolutions.conv_3x3(x, k).sum())(kernel)
-
-    products = lowered(gradient).count("dot_general")
-    assert products == (9 if platform == "cpu" else 0)
-    doubled = lowered(convolutions.doubled_conv_3x3)
+    traced = jax.jit(convolutions.doubled_conv_3x3).trace(x, kernel)
+    doubled = traced.lower(lowering_platforms=(platform,)).as_text()
     assert doubled.count("stablehlo.convolution") == (4 if platform == "cpu" else 1)

@@ -1,15 +1,8 @@
 """Convolutions with 3 x 3 kernels, as the compilers of each platform do them best.
 
-The mathematics is everywhere the same. What is chosen here, by platform:
-
-| | TPU, GPU | CPU |
-|---|---|---|
-| gradient of a kernel | the compiler's | nine matrix products, one a tap |
-| 3 x 3 on a doubled image | a transposed convolution | four 2 x 2 convolutions |
-
-XLA's kernel gradients on a CPU reach a third to a half of the speed of its matrix
-products. A doubled image holds each pixel four times, and its convolution multiplies 9
-of them where 4 differ.
+A doubled image holds each pixel four times, and its convolution multiplies 9 of them
+where 4 differ. The mathematics is everywhere the same: on a TPU or GPU it is one
+transposed convolution, on a CPU four convolutions with kernels of 2 x 2.
 """
 
 import functools
@@ -29,12 +22,11 @@ def fan_avg(scale: float = 1.0) -> nn.initializers.Initializer:
     return nn.initializers.variance_scaling(scale or 1e-10, "fan_avg", "uniform")
 
 
-@functools.partial(jax.jit, inline=True)
 def conv_3x3(
     x: Float[Array, "batch height width in"], kernel: Float[Array, "3 3 in out"]
 ) -> Float[Array, "batch height width out"]:
     """A convolution that keeps height and width; the border is padded with zeros."""
-    return jax.lax.platform_dependent(x, kernel, cpu=_by_taps, default=_conv)
+    return _conv(x, kernel)
 
 
 @functools.partial(jax.jit, inline=True)
@@ -49,35 +41,6 @@ def _conv(x, kernel, strides=(1, 1), padding=((1, 1), (1, 1))):
     return jax.lax.conv_general_dilated(
         x, kernel, strides, padding, dimension_numbers=DIMENSIONS
     )
-
-
-@jax.custom_vjp
-def _by_taps(x, kernel):
-    return _conv(x, kernel)
-
-
-def _by_taps_forward(x, kernel):
-    return _conv(x, kernel), (x, kernel)
-
-
-def _by_taps_backward(kept, dy):
-    x, kernel = kept
-    (dx,) = jax.linear_transpose(lambda x: _conv(x, kernel), x)(dy)
-    return dx, _kernel_gradient(x, dy)
-
-
-_by_taps.defvjp(_by_taps_forward, _by_taps_backward)
-
-
-def _kernel_gradient(x, dy):
-    """Tap (i, j) of it is the product of x, shifted by (i - 1, j - 1), with dy."""
-    _, height, width, _ = x.shape
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-
-    def tap(i, j):
-        return jnp.einsum("bhwi,bhwo->io", padded[:, i : i + height, j : j + width], dy)
-
-    return jnp.stack([jnp.stack([tap(i, j) for j in range(3)]) for i in range(3)])
 
 
 def _by_phases(x, kernel):

@@ -2,7 +2,8 @@
 
   python benchmarks/accelerator.py --data_dir DIR --out report
 
-One command, without a network: report.json, a table, and a grid of samples. DIR holds
+One command, without a network: report.json (written anew after each part, so that what
+is broken off leaves what it had), a table, and a grid of samples. DIR holds
 cifar10 prepared by tensorflow-datasets as ArrayRecord. Each part is a process of its
 own, and what fails or is missing is said in its place:
 
@@ -19,131 +20,17 @@ Any value of the config can be changed; a CPU takes it in minutes, too, when tin
 """
 
 import argparse
+import itertools
 import json
-import os
-import signal
-import statistics
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
-import compiled_diffusers
-import jax
+from ddpm_jax import cli, config
 
-from ddpm_jax import cli, config, datasets, experiment, plan, train
-from ddpm_jax.config import ConfigError
-from ddpm_jax.training.state import make_train_step
-
-# Dense peaks in TFLOP/s by the makers' data sheets, the more special names first. A GPU
-# multiplies float32 in TF32, a TPU in bfloat16, unless it is told otherwise.
-PEAKS = {
-    "B200": {"float32": 1125, "bfloat16": 2250},
-    "H200": {"float32": 494, "bfloat16": 989},
-    "H100 PCIe": {"float32": 378, "bfloat16": 756},
-    "H100 NVL": {"float32": 417, "bfloat16": 835},
-    "H100": {"float32": 494, "bfloat16": 989},
-    "A100": {"float32": 156, "bfloat16": 312},
-    "L40S": {"float32": 183, "bfloat16": 362},
-    "L4": {"float32": 60, "bfloat16": 121},
-    "TPU v6 lite": {"float32": 918, "bfloat16": 918},
-    "TPU v5 lite": {"float32": 197, "bfloat16": 197},
-    "TPU v5": {"float32": 459, "bfloat16": 459},
-    "TPU v4": {"float32": 275, "bfloat16": 275},
-}
+PARTS = Path(__file__).with_name("accelerator_parts.py")
 COMPILING = 1200  # seconds, at most, beside those of a part
 FOREVER = 10**9
-
-
-# Parts: settings -> what to report. Each is run by a process of its own.
-
-
-def describe(settings):
-    """The devices."""
-    kind = jax.devices()[0].device_kind
-    peak = next((value for name, value in PEAKS.items() if name in kind), None)
-    return {
-        "device": kind,
-        "devices": jax.device_count(),
-        "jax": jax.__version__,
-        "peak_tflops": peak or "not in the table: no share of the peak is told",
-    }
-
-
-def agree(settings):
-    """Loss and gradient norm of a step here and on the CPU, in full precision."""
-    here = jax.default_backend()
-    if here == "cpu":
-        return {"left_out": "there is only the CPU"}
-    built = experiment.build(settings)
-    batch = datasets.make_batches(settings)(0)
-    step = make_train_step(built.loss_fn, built.tx, 0.9999)
-    results = {}
-    for platform in ("cpu", here):
-        with (
-            jax.default_device(jax.devices(platform)[0]),
-            jax.default_matmul_precision("highest"),
-        ):
-            state = jax.jit(built.init)(jax.random.key(0))
-            _, metrics = jax.jit(step)(state, batch, jax.random.key(1))
-            results[platform] = {k: float(v) for k, v in metrics.items()}
-    apart = {k: abs(results[here][k] / v - 1) for k, v in results["cpu"].items()}
-    return {**results, "relative_difference": apart}
-
-
-def run(settings, workdir, seconds):
-    """Trains for so many seconds after the first record, as a signal would stop it."""
-    records = Path(workdir) / "metrics.jsonl"
-    ended = threading.Event()
-
-    def stop():
-        while not records.exists() and not ended.wait(0.1):
-            pass
-        if not ended.wait(seconds):
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=stop, daemon=True).start()
-    train.train(settings, workdir)
-    ended.set()
-    lines = [json.loads(line) for line in records.read_text().splitlines()]
-    speeds = [line["images_per_sec"] for line in lines if "images_per_sec" in line]
-    if not speeds:
-        return {"left_out": "it was too slow for a record"}
-    batch_size = settings["data"]["batch_size"]
-    devices = jax.device_count()
-    built, options = experiment.build(settings), experiment.train_options(settings)
-    planned = plan.plan(built, options, batch_size, devices)
-    speed = statistics.median(speeds[1:] or speeds)
-    flops = planned.step_flops * speed / devices / 1e12
-    dtype = settings["network"].get("dtype", "float32")
-    peak = describe(settings)["peak_tflops"]
-    memory = jax.local_devices()[0].memory_stats() or {}
-    found = {
-        "dtype": dtype,
-        "batch_size": batch_size,
-        "images_per_sec": speed,
-        "tflops_per_device": flops,
-        "mfu": flops / peak[dtype] if isinstance(peak, dict) else None,
-        "parameters": planned.num_params,
-        "planned_memory_gb": sum(planned.memory.values()) / 1e9,
-        "steps": lines[-1]["step"],
-        "losses": [line["loss"] for line in lines[:: max(len(lines) // 8, 1)]],
-        "last_record": lines[-1],
-    }
-    if "peak_bytes_in_use" in memory:
-        found["peak_memory_gb"] = memory["peak_bytes_in_use"] / 1e9
-    return found
-
-
-PARTS = {
-    "describe": describe,
-    "agree": agree,
-    "run": run,
-    "compare": compiled_diffusers.run,
-}
-
-
-# The report.
 
 
 def part(name, out, settings, *given, seconds=0):
@@ -151,7 +38,7 @@ def part(name, out, settings, *given, seconds=0):
     print(f"-- {name} {' '.join(map(str, given))}", flush=True)
     result = out / "part.json"
     result.unlink(missing_ok=True)
-    command = [sys.executable, __file__, "--part", str(result)]
+    command = [sys.executable, PARTS, result]
     asked = json.dumps([name, settings, *map(_plain, given)])
     try:
         ended = subprocess.run(
@@ -186,42 +73,41 @@ def changed(args, dtype, batch_size, name):
 
 
 def make(args):
-    """Returns the report."""
-    sizes, dtypes = args.batch_sizes, args.dtypes
+    """Yields the report after each part that it has grown by."""
+
+    def report_on(name, settings, *given, seconds=0):
+        return part(name, args.out, settings, *given, seconds=seconds)
+
+    dtypes = args.dtypes
     settings, _ = changed(args, "float32", 8, "")
-    report = part("describe", args.out, settings)
-    report["agreement_with_cpu"] = part("agree", args.out, settings)
+    report = report_on("describe", settings)
+    yield report
+    report["agreement_with_cpu"] = report_on("agree", settings)
+    yield report
     report["training"], report["diffusers_compiled"] = [], []
-    for dtype in dtypes:
-        for size in sizes:
-            settings, folder = changed(args, dtype, size, f"{dtype}_{size}")
-            given = folder, args.seconds
-            found = part("run", args.out, settings, *given, seconds=args.seconds)
-            report["training"].append(
-                {"dtype": dtype, "batch_size": size} | found | {"workdir": str(folder)}
-            )
-            found = part(
-                "compare",
-                args.out,
-                settings,
-                args.seconds,
-                args.torch_device,
-                seconds=args.seconds,
-            )
-            report["diffusers_compiled"].append(
-                {"dtype": dtype, "batch_size": size} | found
-            )
+    for dtype, size in itertools.product(dtypes, args.batch_sizes):
+        settings, folder = changed(args, dtype, size, f"{dtype}_{size}")
+        head = {"dtype": dtype, "batch_size": size}
+        seconds = args.seconds
+        found = report_on("run", settings, folder, seconds, seconds=seconds)
+        report["training"].append({**head, **found, "workdir": str(folder)})
+        yield report
+        device = args.torch_device
+        found = report_on("compare", settings, seconds, device, seconds=seconds)
+        report["diffusers_compiled"].append({**head, **found})
+        yield report
     seconds = 60 * args.minutes
-    settings, folder = changed(args, dtypes[-1], sizes[0], "long")
+    settings, folder = changed(args, dtypes[-1], args.batch_sizes[0], "long")
     settings["optimizer"] |= {"warmup_steps": 500}
     settings["train"] |= {"ema_decay": 0.999, "log_every": 100}
-    report["longer"] = part("run", args.out, settings, folder, seconds, seconds=seconds)
+    report["longer"] = report_on("run", settings, folder, seconds, seconds=seconds)
+    yield report
     picture = args.out / "samples.png"
     command = [sys.executable, "-m", "ddpm_jax.sample", "--workdir", str(folder)]
     command += ["--num", "64", "--sampler", "ddim", "--steps", "50"]
     ended = subprocess.run([*command, "--out", str(picture)])
     report["samples"] = str(picture) if ended.returncode == 0 else "none: see above"
-    return report
+    yield report
 
 
 def table(report):
@@ -258,21 +144,12 @@ def main():
     add("--seconds", type=float, default=40, help="of each training (default: 40)")
     add("--minutes", type=float, default=8, help="of the longer one (default: 8)")
     add("--torch_device", default="cuda", help="of diffusers (default: cuda)")
-    add("--part", type=Path, help=argparse.SUPPRESS)
     args = cli.parse(parser)
-    if args.part:
-        name, *given = json.load(sys.stdin)
-        try:
-            found = PARTS[name](*given)
-        except (ConfigError, OSError, jax.errors.JaxRuntimeError) as error:
-            found = {"left_out": cli.one_line(error)[:300]}
-        args.part.write_text(json.dumps(found))
-        return
     args.out.mkdir(parents=True, exist_ok=True)
     if any(args.out.iterdir()):
         raise SystemExit(f"error: {args.out} is not empty: give another --out")
-    report = make(args)
-    (args.out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    for report in make(args):
+        (args.out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     print(table(report))
     print(f"all of it is in {args.out / 'report.json'}")
 

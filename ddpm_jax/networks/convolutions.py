@@ -109,7 +109,7 @@ _transposed_4x4.defvjp(_transposed_forward, _transposed_backward)
 
 
 class Conv3x3(nn.Module):
-    """A 3 x 3 convolution with a bias.
+    """A 3 x 3 convolution with a bias, and what each example adds to it.
 
     Attributes:
       features: output channels.
@@ -124,9 +124,14 @@ class Conv3x3(nn.Module):
     convolve: Callable[[Array, Array], Array] = conv_3x3
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, offset=0.0):
+        """Convolves x; `offset` [batch, features] is added to the bias.
+
+        As one summand: their gradients then are one sum over the pixels.
+        """
         shape = (3, 3, x.shape[-1], self.features)
         kernel = self.param("kernel", fan_avg(self.scale), shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, shape[-1:], jnp.float32)
+        bias = (bias[None] + offset)[:, None, None]
         x, kernel, bias = (jnp.asarray(a, self.dtype) for a in (x, kernel, bias))
-        return self.convolve(x, kernel) + bias.reshape(1, 1, 1, -1)
+        return self.convolve(x, kernel) + bias

@@ -83,14 +83,15 @@ class ResBlock(nn.Module):
         convolve = doubled_conv_3x3 if self.resample is upsample else conv_3x3
         if self.resample is downsample:
             h = downsample(h)
-        h = Conv3x3(self.features, self.dtype, convolve=convolve, name="conv1")(h)
         width = 2 * self.features if self.scale_shift else self.features
         time = dense(width, time.dtype, name="time_proj")(nn.silu(time))
+        offset = scale = shift = 0.0
         if self.scale_shift:
             scale, shift = jnp.split(time, 2, axis=-1)
-            h = norm("norm2")(h, scale=scale, shift=shift)
         else:
-            h = norm("norm2")(h + time.astype(h.dtype)[:, None, None, :])
+            offset = time
+        conv1 = Conv3x3(self.features, self.dtype, convolve=convolve, name="conv1")
+        h = norm("norm2")(conv1(h, offset), scale=scale, shift=shift)
         h = dropout(h, self.dropout, seeds, "/".join(self.path))
         h = Conv3x3(self.features, self.dtype, scale=0.0, name="conv2")(h)
         x = jnp.concatenate(parts, axis=-1)

@@ -24,7 +24,7 @@ from ddpm_jax.training import parallel
 LIBTPU = "0.0.42.1"
 PINNED = {
     "half a ResBlock": (35_615, 987_136),
-    "attention": (88_960, 1_358_336),
+    "attention": (87_598, 1_380_352),
     "optimizer": (90_056, 872_960),
     "training step": (560_277, 7_983_104),
     "sampler": (1_305_296, 2_238_464),

@@ -15,7 +15,11 @@ from ddpm_jax import config
 from ddpm_jax import plan as plans
 from ddpm_jax.compiled import estimates, programs, topologies
 
-RECIPES = ("configs/cifar.py", "configs/imagenet64.py:unconditional")
+RECIPES = (
+    "configs/cifar.py",
+    "configs/celebahq256.py",
+    "configs/imagenet64.py:conditional",
+)
 COLUMNS = (
     "recipe",
     "topology",

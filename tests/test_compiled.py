@@ -77,6 +77,22 @@ ENTRY %main (a: f32[8,4]) -> f32[8,4] {{
 }}
 """
 
+# An all-reduce that the other cores of a TPU v7x take over.
+ASIDE = """HloModule step
+
+%called (a: f32[2,2]) -> f32[2,2] {
+  %a = f32[2,2]{1,0} parameter(0)
+  ROOT %r = f32[2,2]{1,0} all-reduce(%a), channel_id=1, to_apply=%sum
+}
+
+ENTRY %main (b: f32[2,2]) -> f32[2,2] {
+  %b = f32[2,2]{1,0} parameter(0)
+  %s = ((f32[2,2]{1,0}), f32[2,2]{1,0}) call-start(%b), \
+async_execution_thread="sparsecore", to_apply=%called
+  ROOT %d = f32[2,2]{1,0} call-done(%s)
+}
+"""
+
 
 def made_of(**changes):
     memory = {"arguments": 60, "outputs": 50, "aliased": 50, "temporary": 30, "code": 9}
@@ -110,6 +126,8 @@ def test_cycles_are_those_of_what_is_taken():
 def test_bytes_fusions_and_exchanges():
     module = text.parse(TEXT)
     assert text.all_reduces(module) == [8 * 4 * 4 + 3 * 2] * 5
+    aside = text.parse(ASIDE)
+    assert text.all_reduces(aside) == [2**2 * 4]
     assert [i.opcode for i in text.collectives(module)] == ["all-reduce"]
     assert [i.name for i in text.host_transfers(module)] == ["o"]
     assert [i.name for i in text.fusions_with(module, " convolution(")] == ["x"]

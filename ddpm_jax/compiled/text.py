@@ -195,7 +195,7 @@ def _taken(module, name, times, known):
         elif i.opcode == "conditional":
             branches = [[*_taken(module, b, times, known)] for b in _branches(i)]
             yield from max(branches, key=_cycles)
-        elif i.opcode in ("call", "async-start"):
+        elif i.opcode in ("call", "async-start", "call-start"):
             for called in _called(i):
                 yield from _taken(module, called, times, known)
 

@@ -19,6 +19,7 @@ import jax
 from ddpm_jax import cache, config
 from ddpm_jax.config import ConfigError
 from ddpm_jax.training import processes
+from ddpm_jax.training.meter import NonFiniteError
 from ddpm_jax.version import VERSION
 
 
@@ -103,7 +104,7 @@ def run(main: Callable[[argparse.Namespace], int | None], args) -> NoReturn:
         code = main(args)
     except KeyboardInterrupt:
         code = _failed("interrupted", 130)
-    except (ConfigError, OSError) as error:
+    except (ConfigError, OSError, NonFiniteError) as error:
         code = _failed(f"error: {one_line(error)}", 1)
     except jax.errors.JaxRuntimeError as error:
         code = _failed(*_of_device(error))

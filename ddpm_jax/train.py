@@ -45,7 +45,8 @@ def train(settings: dict[str, Any], workdir: str | os.PathLike) -> int:
 
     Raises:
       ConfigError: one line that says what to mend.
-      OSError: if something cannot be written.
+      NonFiniteError: if a loss or gradient is not finite, and what to do then.
+      OSError: if a checkpoint cannot be written.
     """
     settings = config.override(settings, ())
     cli.agree(settings)
@@ -85,7 +86,9 @@ def train(settings: dict[str, Any], workdir: str | os.PathLike) -> int:
         writer.line("; ".join([f"{begun} in {workdir}{_devices()}", *notes]))
 
         def log(step, averages):
-            writer.metrics(step, {**averages, **batches.measured()})
+            measured = batches.measured()
+            with _late("record", step, writer):
+                writer.metrics(step, {**averages, **measured})
 
         def skip(step, why, skipped):
             left = f"{skipped} of at most {options.max_skipped}"
@@ -112,12 +115,12 @@ def train(settings: dict[str, Any], workdir: str | os.PathLike) -> int:
             step = end
             state, metrics, votes = train_step(state, call, train_key, stop.asked)
             last = stop.decided(votes) or step == options.num_steps
-            save = last or step % options.save_every == 0
             draw = options.sample_every and step % options.sample_every == 0
             judge = scoring.every and step % scoring.every == 0
+            save = last or judge or step % options.save_every == 0
             try:
                 meter.add(step, metrics, len(call))
-                if save or draw or judge:
+                if save or draw:
                     meter.pause()
             except NonFiniteError as error:
                 with cli.together():
@@ -125,7 +128,7 @@ def train(settings: dict[str, Any], workdir: str | os.PathLike) -> int:
                 good = "there is no checkpoint yet"
                 if saved:
                     good = f"the last checkpoint is of step {saved}"
-                raise ConfigError(
+                raise NonFiniteError(
                     f"{error}; {good}: run again with a smaller "
                     "optimizer.learning_rate or clip_norm, or let train.max_skipped "
                     "such steps change nothing"
@@ -133,12 +136,17 @@ def train(settings: dict[str, Any], workdir: str | os.PathLike) -> int:
             watchdog.note(f"step {step}")
             writer.advance(len(call))
             with watchdog.resting():
-                scores = score(step, state) if judge else None
+                if save:  # before anything else that could fail
+                    checkpoints.save(state)
+                    saved = step
                 if draw:
-                    save_picture(step, state)
-            if save or scores:
-                checkpoints.save(state, scores)
-                saved = step
+                    with _late("picture", step, writer):
+                        save_picture(step, state)
+                if judge:
+                    checkpoints.wait()
+                    with _late("score", step, writer):
+                        if scores := score(step, state):
+                            checkpoints.add_scores(step, scores)
             if last:
                 meter.write_rest(step)
                 break
@@ -207,6 +215,22 @@ def _train_step(experiment, options):
     """The training steps of a call, on all devices."""
     step = experiments.train_step(experiment, options)
     return parallel.parallel_steps(step, options.steps_per_call)
+
+
+@contextlib.contextmanager
+def _late(what, step, writer):
+    """A record, picture or score that fails is told, and training goes on.
+
+    Where there are several processes, only what fails on all of them, or after all that
+    they do together: no process may miss what the others wait for.
+    """
+    alone = jax.process_count() == 1
+    expected = (Exception,) if alone else (ConfigError, OSError, ValueError)
+    try:
+        yield
+    except expected as error:
+        said = cli.one_line(error) or type(error).__name__
+        writer.line(f"no {what} of step {step} ({said[:300]}); training goes on")
 
 
 def _save_picture(experiment, options, workdir, writer):

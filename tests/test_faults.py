@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +17,11 @@ from jobs import SMALL, environment, final_state, training
 from PIL import Image
 
 from ddpm_jax import config, datasets, train
-from ddpm_jax.config import ConfigError
 from ddpm_jax.data import tfds
 from ddpm_jax.data.source import gather
 from ddpm_jax.data.sources import folder
 from ddpm_jax.training.checkpoints import Checkpoints
+from ddpm_jax.training.meter import NonFiniteError
 from ddpm_jax.training.state import TrainState
 from ddpm_jax.training.watchdog import Watchdog
 
@@ -99,7 +100,8 @@ def test_what_is_read_is_what_was_saved(tmp_path, damage):
     """Each file of a checkpoint in turn: it does not matter, or is noticed."""
     checkpoints = Checkpoints(tmp_path / "whole")
     for step in (1, 2):
-        checkpoints.save(some_state(step), {"rank": 1.0})
+        checkpoints.save(some_state(step))
+        checkpoints.add_scores(step, {"rank": 1.0})
     checkpoints.close()
     like, noticed = jax.eval_shape(lambda: some_state(0)), 0
     newest = tmp_path / "whole" / "00000002"
@@ -233,6 +235,45 @@ def test_a_folder_names_the_file(tmp_path):
         source[0]
 
 
+# What comes after a step
+
+
+def test_a_step_is_saved_before_its_picture_is_drawn(tmp_path, monkeypatch):
+    def killed(*given):
+        raise SystemExit
+
+    monkeypatch.setattr(train.images, "save_png", killed)
+    with pytest.raises(SystemExit):
+        train.train(small("train.sample_every=2"), tmp_path)
+    assert int(final_state(tmp_path).step) == 2
+
+
+def test_pictures_scores_and_records_that_fail_end_no_training(
+    tmp_path, monkeypatch, capsys
+):
+    def scorer(*given):
+        def score(params):
+            raise ValueError("features are not finite")
+
+        return score
+
+    monkeypatch.setattr(train.progress, "make_scorer", scorer)
+    (tmp_path / "samples").write_text("in the way")
+    full = OSError(28, "No space left on device", "metrics.jsonl")
+    monkeypatch.setattr(train.Writer, "metrics", Mock(side_effect=full))
+    settings = small("train.sample_every=2", "evaluation.every=2", "train.log_every=2")
+    assert train.train(settings, tmp_path) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if "goes on" in line]
+    for what, why in (
+        ("record", "metrics.jsonl: No space left"),
+        ("picture", "samples: File exists"),
+        ("score", "features are not finite"),
+    ):
+        lines = [line for line in said if line.startswith(f"no {what} of step")]
+        assert lines and all(why in line for line in lines), said
+    assert int(final_state(tmp_path).step) == settings["train"]["num_steps"]
+
+
 # What is not finite
 
 DIVERGING = (
@@ -246,14 +287,16 @@ def test_a_loss_that_is_not_finite_stops_at_once(tmp_path):
     """Nothing of it reaches a checkpoint."""
     settings = small(*DIVERGING, "train.save_every=1")
     message = r"(nan|inf) at step 2; the last checkpoint is of step 1: run again"
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(NonFiniteError, match=message):
         train.train(settings, tmp_path)
     assert int(final_state(tmp_path).step) == 1
 
 
 def test_a_bounded_number_of_such_steps_may_change_nothing(tmp_path, capsys):
     settings = small(*DIVERGING, "train.save_every=1", "train.max_skipped=2")
-    with pytest.raises(ConfigError, match=r"at step 4, after 2 skipped; .* of step 3"):
+    with pytest.raises(
+        NonFiniteError, match=r"at step 4, after 2 skipped; .* of step 3"
+    ):
         train.train(settings, tmp_path)
     said = capsys.readouterr().out
     assert re.search(r"step 2 changed nothing: .* is (nan|inf) \(1 of at most 2", said)

@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from ddpm_jax.files import whole
 from ddpm_jax.training import checksums
 from ddpm_jax.training.checksums import DamagedError
 from ddpm_jax.training.state import TrainState
@@ -26,7 +27,8 @@ from ddpm_jax.training.state import TrainState
 # Its errors are raised too, and said here in a line.
 logging.set_verbosity(logging.FATAL)
 
-
+# Where Orbax looks for the scores of a checkpoint, within it.
+_SCORES = ("metrics", "metrics")
 _REASONS = (
     "No space left on device",
     "Disk quota exceeded",
@@ -113,12 +115,8 @@ class Checkpoints(contextlib.AbstractContextManager):
             raise FileNotFoundError(f"no {what} in {self.folder}; {self.listed()}")
         return found
 
-    def save(self, state: TrainState, scores: dict[str, float] | None = None) -> None:
+    def save(self, state: TrainState) -> None:
         """Saves in the background; a step that is there already is left as it is.
-
-        Args:
-          state: what to save.
-          scores: of this state; the checkpoint with the largest "rank" is kept.
 
         Raises:
           OSError: if this save, or the one before it, cannot be written.
@@ -134,7 +132,18 @@ class Checkpoints(contextlib.AbstractContextManager):
         )
         self.wait()
         self._saving = step
-        self._writing(lambda: self._manager.save(step, args=items, metrics=scores))
+        self._writing(lambda: self._manager.save(step, args=items))
+
+    def add_scores(self, step: int, scores: dict[str, float]) -> None:
+        """Adds scores to the checkpoint of a step: that of the largest "rank" is kept.
+
+        Raises:
+          OSError: if they, or the checkpoint under way, cannot be written.
+        """
+        self.wait()
+        with whole(Path(self.folder, f"{step:08}", *_SCORES)) as partial:
+            partial.write_text(json.dumps(scores))
+        self._manager.reload()
 
     def restore_latest(self, like: TrainState) -> tuple[TrainState | None, list[str]]:
         """Returns the latest state that is whole, and what to say of later ones.
@@ -263,7 +272,7 @@ class Checkpoints(contextlib.AbstractContextManager):
 
 def _drop_damaged_scores(folder: str) -> None:
     """Orbax could not open the folder; a checkpoint without its scores is whole."""
-    for path in Path(folder).glob("*/metrics/metrics"):
+    for path in Path(folder).glob("/".join(("*", *_SCORES))):
         try:
             json.loads(path.read_text())["rank"]
         except (ValueError, KeyError, TypeError):

@@ -152,6 +152,16 @@ def together() -> Iterator[None]:
             raise ConfigError(f"process {index}: {text}")
 
 
+@contextlib.contextmanager
+def resumable() -> Iterator[None]:
+    """Says to who stops what is done within that it goes on later."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("the same command goes on from what is drawn so far", file=sys.stderr)
+        raise
+
+
 def one_line(error: Exception) -> str:
     """Returns what an error says, without line breaks."""
     if isinstance(error, OSError) and error.filename is not None:

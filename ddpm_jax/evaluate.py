@@ -24,7 +24,6 @@ The same command again goes on where it was stopped.
 """
 
 import argparse
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -248,11 +247,8 @@ def main(args: argparse.Namespace) -> None:
         raise ConfigError(f"--out {out}: there is no folder {out.parent}")
     if out.is_dir():
         raise ConfigError(f"--out {out} is a folder: give the name of a file")
-    try:
+    with cli.resumable():
         scores = evaluate(args, out)
-    except KeyboardInterrupt:
-        print("the same command goes on from what is drawn so far", file=sys.stderr)
-        raise
     if jax.process_index():
         return
     print(report.table(scores))

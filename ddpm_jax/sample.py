@@ -6,24 +6,30 @@
   python -m ddpm_jax.sample --workdir runs/cifar --init cat.png --strength 0.6
   python -m ddpm_jax.sample --workdir runs/cifar --inpaint cat.png --mask mask.png
 
-What is not said is as the model's config says. Image i is the same for any --num.
+What is not said is as the model's config says. Image i is the same for any --num. The
+same command again goes on where it was stopped; a folder may be given a larger --num.
 """
 
 import argparse
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from ddpm_jax import arguments, cli, edits, experiment
+from ddpm_jax import arguments, cli, config, edits, experiment
 from ddpm_jax.config import ConfigError
 from ddpm_jax.data import images
+from ddpm_jax.data.source import digest
 from ddpm_jax.diffusion import inverse
 from ddpm_jax.diffusion.timesteps import Timesteps
 from ddpm_jax.edits import Edit
+from ddpm_jax.evaluation.extractors import fingerprint
 from ddpm_jax.files import whole
+from ddpm_jax.scoring.store import Store
 from ddpm_jax.training import parallel, processes
 
 MOST_WATCHED = 2**30  # bytes of all the steps that are kept
@@ -36,21 +42,46 @@ KINDS = {
 }
 
 
+# What the images of a folder are drawn by, in the folder.
+RECORD = ".samples.json"
+
+
+class Order(NamedTuple):
+    """What is to be drawn.
+
+    Attributes:
+      draw: (params, keys, labels, given) -> `Drawn`, images by themselves.
+      params: of the network.
+      examples: the keys, the classes or None, and what each image is drawn from, arrays
+        [num, ...].
+      times: the times visited, [steps + 1].
+      protocol: what decides image i, whatever `num` is, as JSON has it.
+    """
+
+    draw: Callable
+    params: Any
+    examples: tuple
+    times: Timesteps
+    protocol: dict[str, Any]
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """The class of each image."""
+        return self.examples[1]
+
+
 class Drawn(NamedTuple):
     """What was drawn.
 
     Attributes:
       pictures: uint8 [num, height, width, channels].
-      labels: their classes, [num], or None.
-      times: the times visited, [steps + 1].
-      steps: None, or x_t at all of them, uint8 [num, steps + 1, height, width,
-        channels], and the x_0 predicted at all but the last, [num, steps, ...].
+      walk: None, or x_t at all times, uint8 [num, steps + 1, height, width, channels].
+      predicted: None, or the x_0 predicted at all times but the last.
     """
 
     pictures: np.ndarray
-    labels: np.ndarray | None
-    times: Timesteps
-    steps: tuple[np.ndarray, np.ndarray] | None
+    walk: np.ndarray | None = None
+    predicted: np.ndarray | None = None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -108,8 +139,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     return parser
 
 
-def draw(args: argparse.Namespace) -> Drawn:
-    """Draws as the arguments say.
+def order(args: argparse.Namespace) -> Order:
+    """Prepares what the arguments say to draw.
 
     Raises:
       ConfigError: for whatever the user can mend.
@@ -117,7 +148,8 @@ def draw(args: argparse.Namespace) -> Drawn:
     _check(args)
     model = arguments.model(args)
     _tell_nothing(args, model.config)
-    run = experiment.build(arguments.sampling(model.config, args))
+    settings = arguments.sampling(model.config, args)
+    run = experiment.build(settings)
     edit, labels = _edit(args, run), _labels(args, run)
     watched = bool(args.gif or args.trajectory)
     kept = 2 * args.num * len(edit.timesteps) * np.prod(run.image_shape)
@@ -128,11 +160,27 @@ def draw(args: argparse.Namespace) -> Drawn:
         )
     params = model.load_params(run)
     draw_fn = edits.make_draw(run, edit, watched)
+
+    def draw(*given):
+        pictures, steps = draw_fn(*given)
+        return Drawn(pictures, *(steps or ()))
+
     keys = experiment.sample_keys(args.seed, args.num)
-    drawn, steps = parallel.parallel_map(draw_fn, args.batch_size)(
-        params, keys, labels, edit.given
-    )
-    return Drawn(drawn, labels, edit.timesteps, steps)
+    protocol = experiment.complete(settings) | _way(args)
+    protocol["params"] = fingerprint(params)
+    return Order(draw, params, (keys, labels, edit.given), edit.timesteps, protocol)
+
+
+def _way(args):
+    """What the arguments say beyond the config, with the contents of files."""
+    files = {name: getattr(args, name) for name in ("init", "inpaint", "mask")}
+    read = {
+        name: digest(*(Path(path).read_bytes() for path in np.atleast_1d(paths)))
+        for name, paths in files.items()
+        if paths is not None
+    }
+    names = "seed labels interpolate strength upscale colourise denoise repaint"
+    return read | {name: getattr(args, name) for name in names.split()}
 
 
 def _check(args):
@@ -233,10 +281,78 @@ def check_out(args: argparse.Namespace) -> None:
         if not os.access(path.parent, os.W_OK):
             raise ConfigError(f"--{name} {path}: {path.parent} cannot be written to")
     out = paths["out"]
-    if not out.suffix and out.exists() and (not out.is_dir() or any(out.iterdir())):
+    is_other = out.is_file() or out.is_dir() and any(out.iterdir())
+    if not out.suffix and is_other and not (out / RECORD).is_file():
         raise ConfigError(
             f"--out {out}: it is there already; give a new or empty folder"
         )
+
+
+def fill(args: argparse.Namespace, order: Order) -> None:
+    """Draws images into a folder, batch by batch, from the first that is not there.
+
+    Raises:
+      ConfigError: if it holds images of another command.
+    """
+    out, labels = Path(args.out), order.labels
+    with cli.together():
+        processes.on_first(lambda: _claim(out, order.protocol))
+    classes = [None] * args.num if labels is None else labels
+    files = (out / images.file_of(*numbered) for numbered in enumerate(classes))
+    missing = (i for i, path in enumerate(files) if not path.is_file())
+    first = int(processes.gather(str(next(missing, args.num)))[0])
+    if first:
+        print(f"{first} of {args.num} images are in {out} already")
+    batches = parallel.map_batches(
+        order.draw, order.params, order.examples, args.batch_size, first=first
+    )
+    for pictures, *_ in batches if first < args.num else ():
+        own = None if labels is None else labels[first:]
+        if jax.process_index() == 0:
+            images.save_folder(out, pictures, own, first)
+        first += len(pictures)
+
+
+def _claim(folder, protocol):
+    """Writes what a folder's images are drawn by, or compares it."""
+    path, protocol = folder / RECORD, json.loads(json.dumps(protocol, default=str))
+    if not path.is_file():
+        with whole(path) as partial:
+            partial.write_text(json.dumps(protocol, indent=2) + "\n")
+        return
+    try:
+        changed = config.differences(json.loads(path.read_text()), protocol)
+    except (ValueError, AttributeError) as error:
+        raise ConfigError(f"{path} is damaged ({error}): give a new folder") from error
+    said = [
+        f"{key} is {old} there and {new} here" for key, (old, new) in changed.items()
+    ]
+    if said:
+        raise ConfigError(
+            f"--out {folder}: it holds samples of another command ({'; '.join(said)}): "
+            "give a new folder"
+        )
+
+
+def draw(args: argparse.Namespace, order: Order) -> None:
+    """Draws all images, then writes all that is asked for."""
+    out, protocol = Path(args.out), dict(order.protocol)
+    if not out.suffix:
+        with cli.together():
+            processes.on_first(lambda: _claim(out, order.protocol))
+    for name in ("num", "batch_size", "gif", "trajectory"):
+        protocol[name] = getattr(args, name)
+    store = Store(out.with_name(f".{out.name}.parts"), protocol, Drawn)
+    batches = parallel.map_batches(
+        order.draw, order.params, order.examples, args.batch_size, keep=store
+    )
+    drawn = parallel.joined(batches)
+    if jax.process_index():
+        return
+    write(out, drawn.pictures, order.labels, args.interpolate)
+    if drawn.walk is not None:
+        write_steps(args, order.times, drawn)
+    store.clear()
 
 
 def write(
@@ -253,10 +369,10 @@ def write(
         images.save_folder(out, pictures, labels)
 
 
-def write_steps(args: argparse.Namespace, drawn: Drawn) -> None:
+def write_steps(args: argparse.Namespace, times: Timesteps, drawn: Drawn) -> None:
     """Writes what --gif and --trajectory ask for."""
-    walk, predicted = drawn.steps
-    down = np.flatnonzero(np.diff(drawn.times) < 0)  # what goes up predicts nothing
+    walk, predicted = drawn.walk, drawn.predicted
+    down = np.flatnonzero(np.diff(times) < 0)  # what goes up predicts nothing
 
     def choose(most):
         return down[np.unique(np.linspace(0, len(down) - 1, most).astype(int))]
@@ -278,13 +394,12 @@ def main(args: argparse.Namespace) -> None:
     """Draws samples and writes them."""
     with cli.together():
         processes.on_first(lambda: check_out(args))
-    drawn = draw(args)
-    if jax.process_index():
-        return
-    write(Path(args.out), drawn.pictures, drawn.labels, args.interpolate)
-    print(f"wrote {len(drawn.pictures)} images to {args.out}")
-    if drawn.steps is not None:
-        write_steps(args, drawn)
+    wanted = order(args)
+    with cli.resumable():
+        at_once = Path(args.out).suffix or args.gif or args.trajectory
+        (draw if at_once else fill)(args, wanted)
+    if jax.process_index() == 0:
+        print(f"wrote {args.num} images to {args.out}")
 
 
 if __name__ == "__main__":

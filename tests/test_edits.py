@@ -110,6 +110,72 @@ def test_a_noisy_picture_is_walked_down_from_its_own_level(workdir):
     )
 
 
+def read_all(folder, num):
+    paths = sorted(folder.rglob("*.png"), key=lambda path: path.name)
+    assert [path.stem for path in paths] == [f"{i:06d}" for i in range(num)]
+    return np.stack([images.read(path, 3) for path in paths])
+
+
+def test_a_folder_goes_on_where_it_was_stopped(draw, tmp_path, monkeypatch, capsys):
+    """Every image is that of one go; another command is refused."""
+    given = ["--labels", "3,7", "--batch_size", 4]
+    whole = draw(*given, num=12)
+    save = images.save_png
+    with monkeypatch.context() as stopping:
+        left = iter(range(6))
+
+        def stop(path, picture):
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            save(path, picture)
+
+        stopping.setattr(images, "save_png", stop)
+        with pytest.raises(KeyboardInterrupt):
+            draw(*given, num=12, out="f")
+    assert "the same command goes on" in capsys.readouterr().err
+    folder = tmp_path / "f"
+    np.testing.assert_array_equal(read_all(folder, 6), whole[:6])
+    draw(*given, num=12, out="f")
+    assert "6 of 12 images are in" in capsys.readouterr().out
+    np.testing.assert_array_equal(read_all(folder, 12), whole)
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == [
+        "0003", "0007"
+    ]  # fmt: skip
+    with monkeypatch.context() as nothing_left:
+        nothing_left.setattr(images, "save_png", None)
+        draw(*given, num=12, out="f")
+    for change in (["--seed", 1], ["--steps", 3], ["--config.denoiser.clip=False"]):
+        with pytest.raises(ConfigError, match="samples of another command"):
+            draw(*given, *change, num=12, out="f")
+    (folder / sample.RECORD).unlink()
+    with pytest.raises(ConfigError, match="there already"):
+        draw(*given, num=12, out="f")
+
+
+def test_what_is_drawn_for_one_file_is_kept_until_it_is_written(
+    draw, tmp_path, monkeypatch
+):
+    keep, whole = sample.Store.__call__, draw("--batch_size", 1, num=20)
+    with monkeypatch.context() as stopping:
+        left = iter(range(1))
+
+        def stop(store, positions, compute):
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            return keep(store, positions, compute)
+
+        stopping.setattr(sample.Store, "__call__", stop)
+        with pytest.raises(KeyboardInterrupt):
+            draw("--batch_size", 1, num=20, out="b.npz")
+    (part,) = tmp_path.rglob(".b.npz.parts/*/*.npz")
+    first = np.load(part)["pictures"]
+    np.savez(part, pictures=255 - first)  # seen again if it is used
+    drawn = draw("--batch_size", 1, num=20, out="b.npz")
+    np.testing.assert_array_equal(drawn[: len(first)], 255 - whole[: len(first)])
+    np.testing.assert_array_equal(drawn[len(first) :], whole[len(first) :])
+    assert not (tmp_path / ".b.npz.parts").exists()
+
+
 def test_interpolation_goes_from_sample_to_sample(draw):
     """Rows of four: ends are plain samples 0, 1 and 2, 3 of the same seed and class."""
     rows = draw("--interpolate", 4, "--labels", "3").reshape(2, 4, 8, 8, 3)

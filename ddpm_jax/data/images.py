@@ -239,25 +239,37 @@ def save_gif(path: str | os.PathLike, frames: np.ndarray, seconds: float = 4.0) 
         )
 
 
+def file_of(number: int, label: int | None = None) -> str:
+    """Names an image in a folder, as the source `folder` reads it.
+
+    Image i is `000000.png`, or with a label `<label>/000000.png` where the label has
+    four digits.
+    """
+    within = "" if label is None else f"{label:04d}/"
+    return f"{within}{number:06d}.png"
+
+
 def save_folder(
-    path: str | os.PathLike, images: np.ndarray, labels: Sequence[int] | None = None
+    path: str | os.PathLike,
+    images: np.ndarray,
+    labels: Sequence[int] | None = None,
+    first: int = 0,
 ) -> None:
-    """Writes images as numbered PNGs, as the source `folder` reads them.
+    """Writes images as PNGs, in order, each whole or not at all.
 
     Args:
         path: the folder, created where it is missing.
         images: uint8 [N, H, W, C] with 1 or 3 channels.
-        labels: the class of each image, or None. Image i goes to `000000.png`, or
-            with labels to `<class>/000000.png` where the class has four digits.
+        labels: the class of each image, or None; see `file_of`.
+        first: the number of the first image.
 
     Raises:
         ValueError: if there is not one label for each image.
     """
-    if labels is None:
-        names = [f"{i:06d}.png" for i in range(len(images))]
-    else:
-        names = [f"{int(label):04d}/{i:06d}.png" for i, label in enumerate(labels)]
-    if len(names) != len(images):
-        raise ValueError(f"{len(names)} labels for {len(images)} images: give one each")
-    for name, image in zip(names, images, strict=True):
-        save_png(Path(path) / name, image)
+    labels = [None] * len(images) if labels is None else [*map(int, labels)]
+    if len(labels) != len(images):
+        raise ValueError(
+            f"{len(labels)} labels for {len(images)} images: give one each"
+        )
+    for number, (image, label) in enumerate(zip(images, labels, strict=True), first):
+        save_png(Path(path) / file_of(number, label), image)

@@ -7,7 +7,7 @@ exchanged but the results, between processes.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -164,8 +164,9 @@ def in_batches(
     batch_size: int,
     title: str,
     keep: Callable = lambda positions, compute: compute(),
+    first: int = 0,
 ) -> Iterator:
-    """Yields the results for examples 0 ... num - 1, in order, batch by batch.
+    """Yields the results for examples first ... num - 1, in order, batch by batch.
 
     Processes share each batch: every one treats its part of it, and gets the whole.
 
@@ -177,17 +178,18 @@ def in_batches(
       title: of the progress bar, which shows the batches where there are several.
       keep: called as keep(positions, compute) for each part; it returns compute(), or
         what that returned before.
+      first: the example to begin with.
 
     Yields:
       NumPy results [batch, ...]; those of the last batch may be fewer.
     """
     devices, processes = jax.local_device_count(), jax.process_count()
     part = min(batch_size, -(-num // (devices * processes))) * devices
-    starts = range(0, num, part * processes)
+    starts = range(first, num, part * processes)
     quiet = True if len(starts) == 1 or jax.process_index() else None
     for start in tqdm(starts, title, unit="batch", disable=quiet):  # None: on terminals
-        first = start + part * jax.process_index()
-        positions = np.arange(first, first + part) % num  # fills the last batch
+        own = start + part * jax.process_index()
+        positions = np.arange(own, own + part) % num  # fills the last batch
 
         def compute(positions=positions):
             return jax.device_get(fn(positions))
@@ -198,35 +200,43 @@ def in_batches(
         yield jax.tree.map(lambda x, left=num - start: x[:left], results)
 
 
-def parallel_map(
-    fn: Callable, batch_size: int, title: str = "sampling", **keep
-) -> Callable:
+def map_batches(
+    fn: Callable, params, examples, batch_size: int, title: str = "sampling", **how
+) -> Iterator:
     """Treats any number of examples, batch by batch, with one compiled program.
 
     Args:
       fn: (params, *examples) -> results, working on each example by itself, such as a
         `sample_fn` with its keys and labels.
+      params: the first argument.
+      examples: the others, trees of arrays [num, ...] or None.
       batch_size: see `in_batches`, and for `title`.
       title: of the progress bar.
-      **keep: see `in_batches`.
+      **how: see `in_batches`.
 
-    Returns:
-      The same function for any number of examples, with NumPy results; an argument may
-      be None. Processes share the work, and each gets all results.
+    Yields:
+      NumPy results of each batch. Processes share the work, and each gets all results.
     """
-    sharded = shard(fn)
+    sharded, params = shard(fn), replicate(params)
 
-    def run(params, *examples):
-        num = len(jax.tree.leaves(examples)[0])
-        params = replicate(params)
+    def run_batch(positions):
+        return sharded(params, *jax.tree.map(lambda x: x[positions], examples))
 
-        def run_batch(positions):
-            return sharded(params, *jax.tree.map(lambda x: x[positions], examples))
+    num = len(jax.tree.leaves(examples)[0])
+    return in_batches(run_batch, num, batch_size, title, **how)
 
-        batches = in_batches(run_batch, num, batch_size, title, **keep)
-        return jax.tree.map(lambda *parts: np.concatenate(parts), *batches)
 
-    return run
+def joined(batches: Iterable):
+    """Joins results of batches, trees of arrays [batch, ...], to one [num, ...]."""
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *batches)
+
+
+def parallel_map(fn: Callable, *how, **more) -> Callable:
+    """Returns the function (params, *examples) -> results of any number of examples.
+
+    See `map_batches`, whose further arguments these are.
+    """
+    return lambda params, *given: joined(map_batches(fn, params, given, *how, **more))
 
 
 def check_batch_size(batch_size: int, num_microbatches: int = 1) -> None:

@@ -1,6 +1,7 @@
 """The images of a config: opened, in splits, in batches."""
 
 import contextlib
+import dataclasses
 import inspect
 import math
 import os
@@ -14,6 +15,7 @@ from tqdm import tqdm
 from ddpm_jax.config import ConfigError
 from ddpm_jax.construct import attempt, call, choose
 from ddpm_jax.data import pipeline, sources
+from ddpm_jax.data.contents import contents_of, passed_over
 from ddpm_jax.data.folder import image_shape_of
 from ddpm_jax.data.kept import keep
 from ddpm_jax.data.source import ArraySource, Source
@@ -65,7 +67,18 @@ def make_feed(config: dict[str, Any], num_microbatches: int = 1) -> pipeline.Fee
         **ahead,
         first_pass=0 if kept is source else math.ceil(len(source) / batch_size),
         advice=advice,
+        contents=contents_of(source),
+        notes=_notes(source, config),
     )
+
+
+def _notes(source, config):
+    """What of the data is not used, and what of the network the data do not fill."""
+    classes = config.get("network", {}).get("num_classes", 0)
+    unseen = ""
+    if classes > source.num_classes:
+        unseen = f"network.num_classes is {classes}: the last never have an image"
+    return [note for note in (passed_over(source), unseen) if note]
 
 
 def make_batches(config: dict[str, Any], num_microbatches: int = 1) -> Callable:
@@ -160,17 +173,38 @@ def has_splits(config: dict[str, Any]) -> bool:
     return "split" in inspect.signature(constructor).parameters
 
 
-def open_images(path: str) -> Source:
-    """Opens images as they are: a folder of files of one shape, or an .npz.
+def open_images(path: str, config: dict[str, Any] | None = None) -> Source:
+    """Opens images as they are: a folder of files of one size, or an .npz.
+
+    Folders whose names are numbers are of the classes of these numbers, as `sample`
+    writes them; where a config says of what data, others are of the classes of these
+    names.
 
     Raises:
-      ConfigError: if they cannot be read, or are of several shapes.
+      ConfigError: if they cannot be read, are of several sizes, or of classes that the
+        data do not have.
     """
     path = Path(path).expanduser()
     try:
         if not path.is_dir():
             return sources.arrays(path)
         height, width, channels = image_shape_of(path)
-        return sources.folder(path, (height, width), channels)
+        source = sources.folder(path, (height, width), channels)
     except (OSError, ValueError) as error:
         raise ConfigError(f"--images: {error}") from error
+    names = source.class_names
+    if all(name.isdecimal() for name in names):
+        numbers = [int(name) for name in names]
+    elif config is None:
+        return source
+    else:
+        known = contents_of(open_source(config)).classes
+        if missing := [name for name in names if name not in known]:
+            raise ConfigError(
+                f"--images: the data of --config have no class {missing[0]!r}; they "
+                f"have {', '.join(known[:10])}: name the folders so, or by numbers"
+            )
+        numbers = [known.index(name) for name in names]
+    labels = [numbers[label] for label in source.labels] if names else source.labels
+    names = [str(number) for number in range(max(numbers, default=-1) + 1)]
+    return dataclasses.replace(source, labels=labels, class_names=names)

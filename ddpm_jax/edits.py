@@ -223,7 +223,7 @@ def read(paths: Sequence[str], image_shape: Sequence[int], fit=True) -> np.ndarr
     (height, width, channels), pictures = image_shape, []
     for path in paths:
         try:
-            pixels = images.read(path, channels, background="white")
+            pixels = images.read(path, channels)
         except FileNotFoundError as error:
             raise ConfigError(f"there is no picture {path}") from error
         except (OSError, ValueError) as error:

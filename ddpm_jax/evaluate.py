@@ -111,7 +111,7 @@ def evaluate(args: argparse.Namespace, out: Path) -> list[Score]:
     book = Book(out)
     if args.images is not None:
         settings = config.load(args.config, args.overrides) if args.config else None
-        found = datasets.open_images(args.images)
+        found = datasets.open_images(args.images, settings)
         subject = subjects.of_source("images", found, args.num, path=args.images)
         return _score_samples(args, of_samples, [subject], settings, book)
     model = arguments.model(args)

@@ -9,6 +9,7 @@ from typing import Any
 
 from ddpm_jax import config
 from ddpm_jax.config import ConfigError
+from ddpm_jax.data.contents import Contents
 from ddpm_jax.experiment import Experiment, build
 from ddpm_jax.files import whole
 from ddpm_jax.training.checkpoints import Checkpoints
@@ -43,6 +44,9 @@ MAY_CHANGE = (
     "train.steps_per_call",
     "train.timeout",
 )
+
+# What the data of a run hold, beside its config.
+_DATA = "data.json"
 
 # But not where checkpoints have scores, which would no longer compare.
 SCORED_BY = (
@@ -109,6 +113,35 @@ def write_config(workdir: Path, settings: dict[str, Any]) -> None:
         partial.write_text(json.dumps(settings, indent=2) + "\n")
 
 
+def same_data(workdir: Path, contents: Contents) -> None:
+    """Compares the data with those that a run was begun with; records new ones.
+
+    Raises:
+      ConfigError: if they are others.
+    """
+    path = workdir / _DATA
+    if not path.is_file():
+        if has_checkpoint(workdir) and contents.classes != sorted(contents.classes):
+            raise ConfigError(
+                f"{workdir} was begun when classes were numbered alphabetically, now "
+                f"they are {', '.join(contents.classes[:4])}, …: choose another "
+                "--workdir, or name the folders so that both are the same, as 02 and 10"
+            )
+        with whole(path) as partial:
+            partial.write_text(json.dumps(contents._asdict(), indent=2) + "\n")
+        return
+    try:
+        before = Contents(**json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{path} is damaged ({error}): delete it") from error
+    if changed := contents.changed_from(before):
+        raise ConfigError(
+            f"the data are not those that {workdir} was begun with: {changed}; put "
+            "them back, or choose another --workdir, or go on with these by deleting "
+            f"{path}"
+        )
+
+
 def changes(workdir: Path, settings: dict[str, Any]) -> list[str]:
     """Returns, in words, what differs from the config that a run was begun with.
 
@@ -130,10 +163,12 @@ def changes(workdir: Path, settings: dict[str, Any]) -> list[str]:
         for key, (old, new) in differences.items()
     }
     fixed = SCORED_BY if before.get("evaluation", {}).get("every") else ()
+    # Where it is known what the data hold, they may have moved.
+    moved = ("data.path",) if (workdir / _DATA).is_file() else ()
     refused = [
         text
         for key, text in said.items()
-        if key.startswith(fixed) or not key.startswith(MAY_CHANGE)
+        if key.startswith(fixed) or not key.startswith((*MAY_CHANGE, *moved))
     ]
     if refused:
         raise ConfigError(

@@ -67,7 +67,7 @@ def train(settings: dict[str, Any], workdir: str | os.PathLike) -> int:
         with cli.together():
             opened = processes.Elsewhere(), _zeros(experiment), []
             if jax.process_index() == 0:
-                opened = _open(workdir, experiment, settings, stack)
+                opened = _open(workdir, experiment, settings, feed, stack)
         checkpoints, state, notes = opened
         state = processes.of_first(state)
         first = saved = int(state.step)
@@ -84,6 +84,7 @@ def train(settings: dict[str, Any], workdir: str | os.PathLike) -> int:
             enter(closing(writer))
         begun = f"going on from step {first}" if first else "training"
         writer.line("; ".join([f"{begun} in {workdir}{_devices()}", *notes]))
+        writer.line("; ".join([str(feed.contents), *feed.notes]))
 
         def log(step, averages):
             measured = batches.measured()
@@ -159,7 +160,7 @@ def train(settings: dict[str, Any], workdir: str | os.PathLike) -> int:
         return 0
 
 
-def _open(workdir, experiment, settings, stack):
+def _open(workdir, experiment, settings, feed, stack):
     """Locks the folder, and finds the state to begin or to go on with, on the host."""
     notes = runs.changes(workdir, settings)
     source, begun = settings.get("init_from"), None
@@ -167,6 +168,7 @@ def _open(workdir, experiment, settings, stack):
         begun = models.begin_from(source, settings, experiment)
     workdir.mkdir(parents=True, exist_ok=True)
     stack.enter_context(runs.lock(workdir))
+    runs.same_data(workdir, feed.contents)
     keep = experiments.train_options(settings).keep
     checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", keep))
     state, damaged = checkpoints.restore_latest(experiment.abstract_state())

@@ -13,7 +13,7 @@ import pytest
 from jobs import environment
 from tiny import call, random_params, tiny
 
-from ddpm_jax import convert, evaluate, experiment, reference, runs
+from ddpm_jax import convert, datasets, evaluate, experiment, reference, runs
 from ddpm_jax.config import ConfigError
 from ddpm_jax.data import images, sources
 from ddpm_jax.data.source import ArraySource
@@ -222,6 +222,37 @@ def test_images_of_a_folder_or_a_file(tmp_path):
         found.append(report.load(out)[0])
         out.unlink()
     assert found[0].value == found[1].value and found[0].subject == "images"
+
+
+def test_folders_are_of_the_classes_that_they_are_named_by(tmp_path):
+    pictures = sources.digits("test").images[:4]
+    images.save_folder(tmp_path / "numbers", pictures, [3, 5, 3, 5])
+    images.save_folder(tmp_path / "names", pictures, [1, 2, 1, 2])
+    (tmp_path / "names" / "0001").rename(tmp_path / "names" / "dog")
+    (tmp_path / "names" / "0002").rename(tmp_path / "names" / "bird")
+    images.save_folder(tmp_path / "data", pictures[:3], [0, 1, 2])
+    for old, new in (("0000", "ant"), ("0001", "bird"), ("0002", "dog")):
+        (tmp_path / "data" / old).rename(tmp_path / "data" / new)
+    data = {"name": "folder", "path": str(tmp_path / "data"), "batch_size": 2}
+    config = tiny(f"data={data}", "network.num_classes=3")
+    read = lambda name, *given: datasets.open_images(tmp_path / name, *given).labels
+    assert read("numbers") == read("numbers", config) == [3, 3, 5, 5]
+    assert read("names", config) == [1, 1, 2, 2]  # bird before dog
+    (tmp_path / "names" / "dog").rename(tmp_path / "names" / "wolf")
+    with pytest.raises(ConfigError, match="have no class 'wolf'; they have ant, bird"):
+        read("names", config)
+
+
+def test_images_of_several_sizes_are_counted(tmp_path):
+    for i, size in enumerate([8, 8, 8, 16]):
+        images.save_png(tmp_path / f"{i}.png", np.zeros((size, 8, 3), np.uint8))
+    with pytest.raises(
+        ConfigError, match="of 2 sizes .3 of 8x8, 1 of 16x8.: bring all"
+    ):
+        datasets.open_images(tmp_path)
+    (tmp_path / "3.png").unlink()
+    images.save_png(tmp_path / "grey.png", np.zeros((8, 8, 1), np.uint8))
+    assert datasets.open_images(tmp_path).image_shape == (8, 8, 3)
 
 
 def test_memorisation(tmp_path):

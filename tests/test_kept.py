@@ -307,7 +307,7 @@ def test_an_interrupted_check_goes_on(pictures, monkeypatch):
         if path.name == "06.jpg":
             raise KeyboardInterrupt
 
-    names = [Path(path.name) for path in sorted(pictures.iterdir())]
+    names = [path.name for path in sorted(pictures.iterdir())]
     stamps = [(1, 1)] * 12
     with pytest.raises(KeyboardInterrupt):
         manifest.check(pictures, names, stamps, interrupt)

@@ -1,6 +1,9 @@
 """Laws of the sources that need nothing but files: digits, arrays, folder, memory."""
 
+import dataclasses
+import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -9,6 +12,7 @@ import pytest
 from PIL import Image
 
 from ddpm_jax.data import sources
+from ddpm_jax.data.contents import contents_of, passed_over
 from ddpm_jax.data.source import gather, in_memory
 
 
@@ -89,6 +93,15 @@ def test_arrays_gives_what_was_saved(tmp_path, grey, labelled):
         ({"images": noise(0, 4, 4, 3)}, "is uint8 [0, 4, 4, 3]: store uint8"),
         ({"images": noise(2, 4, 4), "labels": np.zeros(3, int)}, "is int64 [3]"),
         ({"images": noise(2, 4, 4), "labels": np.zeros(2)}, "is float64 [2]"),
+        ({"images": noise(2, 4, 4, 3) / 255}, "(255 * images).round()"),
+        ({"images": noise(2, 4, 4, 3) / 127.5 - 1}, "(127.5 * images + 127.5)"),
+        ({"images": noise(2, 4, 4, 3) / 1.0}, "images.round().astype"),
+        ({"images": noise(2, 4, 4).astype(np.uint16)}, "images // 257"),
+        ({"images": noise(2, 4, 4, 4)}, "4 channels are no picture"),
+        ({"images": noise(2, 4, 4, 2)}, "2 channels are no picture"),
+        ({"images": noise(2, 3, 8, 8)}, "its channels come first"),
+        ({"images": noise(8, 8, 3)}, "is it one picture?"),
+        ({"images": noise(2, 4, 4), "labels": np.ones((2, 3))}, "is float64 [2, 3]"),
         ({"images": noise(2, 4, 4), "labels": np.array([0, -1])}, "goes below 0"),
         ({"images": np.array([None])}, "no readable .npz of arrays"),
     ],
@@ -97,6 +110,15 @@ def test_arrays_says_what_is_wrong(tmp_path, stored, message):
     np.savez(tmp_path / "a.npz", **stored)
     with pytest.raises(ValueError, match=re.escape(message)):
         sources.arrays(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("shape", [lambda x: x[:, None], lambda x: np.eye(4)[x]])
+def test_labels_may_be_a_column_or_one_hot(tmp_path, shape):
+    labels = np.array([3, 0, 1, 2, 3])
+    np.savez(tmp_path / "a.npz", images=noise(5, 4, 4), labels=shape(labels))
+    source = sources.arrays(tmp_path / "a.npz")
+    np.testing.assert_array_equal(source.labels, labels)
+    assert source.num_classes == 4
 
 
 def test_arrays_refuses_other_files(tmp_path):
@@ -128,6 +150,89 @@ def test_folder_classes_are_the_sorted_subfolders_at_any_depth(tmp_path):
     np.testing.assert_allclose(images[:, 4, 4, 0], [100, 60, 20, 0, 40, 80], atol=3)
 
 
+def test_classes_are_numbered_as_people_count(tmp_path):
+    for name in ("10", "9", "2", "b", "a1b", "a01"):
+        save(tmp_path / name / "0.png", noise(8, 8))
+    found = contents_of(sources.folder(tmp_path, 8))
+    assert found.classes == ["2", "9", "10", "a01", "a1b", "b"]
+    assert str(found) == "6 images, 6 classes: 2, 9, 10, a01, a1b, b"
+
+
+@pytest.mark.parametrize("left", [(), ("notes.txt", "a.heic")])
+def test_a_class_without_images_moves_no_other(tmp_path, left):
+    for name in ("cat", "dog"):
+        save(tmp_path / name / "0.png", noise(8, 8))
+    (tmp_path / "bird").mkdir()
+    for name in left:
+        (tmp_path / "bird" / name).touch()
+    with pytest.raises(ValueError, match="the class 'bird' of .* has no image"):
+        sources.folder(tmp_path, 8)
+
+
+def test_what_is_not_read_is_counted_by_kind(tmp_path):
+    for suffix in ("jpg", "jpe", "jfif", "tiff", "tif", "tga", "ppm", "webp"):
+        save(tmp_path / f"0.{suffix}", noise(8, 8, 3))
+    for name in ("1.heic", "2.HEIC", "notes.txt", "Makefile", ".hidden"):
+        (tmp_path / name).touch()
+    os.symlink(tmp_path / "nowhere.png", tmp_path / "broken.png")
+    source = sources.folder(tmp_path, 8)
+    assert len(source) == 8
+    said = passed_over(source)
+    assert said.startswith("5 files passed over: 2 .heic, ")
+    assert all(each in said for each in ("1 .txt", "1 no ending", "1 .png"))
+
+
+def test_links_are_followed_but_nothing_is_read_twice(tmp_path):
+    place, elsewhere = tmp_path / "set", tmp_path / "elsewhere"
+    for path in (place / "cat", place / "cat" / "more", elsewhere):
+        save(path / "0.png", noise(8, 8))
+    os.symlink(elsewhere, place / "dog")
+    links = {"cat/self": "../cat", "cat/more/up": place, "cat/again": elsewhere}
+    for link, target in links.items():
+        os.symlink(target, place / link)
+    source = sources.folder(place, 8)
+    assert source.names == ["cat/0.png", "cat/more/0.png", "dog/0.png"]
+    assert source.passed_over == {"linked again": 3}
+
+
+def test_transparent_pictures_lie_on_white(tmp_path):
+    pixels = np.zeros((8, 8, 4), np.uint8)
+    pixels[:4, :, 3] = 255
+    save(tmp_path / "0.png", pixels)
+    image, _ = sources.folder(tmp_path, 8)[0]
+    assert image[:4].max() == 0 and image[4:].min() == 255
+
+
+def test_contents_change_with_files_and_not_with_places(tmp_path):
+    for name in ("a/0.png", "b/1.png", "b/2.png"):
+        save(tmp_path / "here" / name, noise(8, 8))
+    there = shutil.copytree(tmp_path / "here", tmp_path / "there")
+    before = contents_of(sources.folder(tmp_path / "here", 8))
+    read = lambda: contents_of(sources.folder(there, 8)).changed_from(before)
+    assert read() is None
+    (there / "b" / "1.png").rename(there / "b" / "3.png")
+    assert read() == "some images are others, or lie under other names"
+    (there / "b" / "3.png").unlink()
+    assert read() == "there are 2 images, and were 3"
+    shutil.rmtree(there / "a")
+    assert read() == "class 0 is b, and was a"
+    (there / "b").rename(there / "a")
+    assert read() == "class 1 is none, and was b"
+
+
+def test_contents_of_arrays_are_their_pixels_and_labels():
+    source = sources.digits()
+    found = contents_of(source)
+    assert str(found).startswith("1,498 images, 10 classes: 0, 1, 2")
+    for name in ("images", "labels"):
+        changed = getattr(source, name).copy()
+        changed[-1] = 1 - changed[-1] % 2
+        other = contents_of(dataclasses.replace(source, **{name: changed}))
+        assert other.changed_from(found) == (
+            "some images are others, or lie under other names"
+        )
+
+
 def test_folder_without_subfolders_has_no_classes(tmp_path):
     for i in range(3):
         save(tmp_path / f"{i}.png", np.full((8, 8), 50 * i, np.uint8))
@@ -147,10 +252,10 @@ def test_folder_converts_every_mode_and_crops_the_centre(tmp_path):
     assert_is_source(source)
     for index, name in enumerate(source.names):
         pixel = source[index][0][2, 2].astype(int)
-        if name.stem in ("L", "1"):
+        if name in ("L.png", "1.png"):
             assert pixel[0] == pixel[1] == pixel[2]
         else:
-            np.testing.assert_allclose(pixel, [0, 255, 0], atol=40, err_msg=name.name)
+            np.testing.assert_allclose(pixel, [0, 255, 0], atol=40, err_msg=name)
     assert sources.folder(tmp_path, 4, channels=1).image_shape == (4, 4, 1)
 
 
@@ -218,7 +323,9 @@ def test_folder_says_what_is_wrong(tmp_path):
         sources.folder(tmp_path, 8)
     save(tmp_path / "0.png", noise(8, 8))
     save(tmp_path / "a/0.png", noise(8, 8))
-    with pytest.raises(ValueError, match="both directly and in sub-folders"):
+    with pytest.raises(
+        ValueError, match=r"both directly \(0.png\) and in sub-folders \(a\)"
+    ):
         sources.folder(tmp_path, 8)
 
 

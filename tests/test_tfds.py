@@ -16,6 +16,7 @@ from PIL import Image
 from tensorflow_datasets.image_classification import cifar
 
 from ddpm_jax.data import sources
+from ddpm_jax.data.contents import contents_of
 from ddpm_jax.data.pipeline import make_batch_fn
 from ddpm_jax.data.source import gather, in_memory
 
@@ -133,9 +134,47 @@ def test_a_name_outside_the_catalogue_with_images_of_any_size(tmp_path):
     np.testing.assert_array_equal(labels, np.zeros(3, np.int32), strict=True)
 
 
+def test_columns_of_other_names_are_named_and_chosen(tmp_path):
+    pixels = noise(4, 8, 8, 3)
+    features = {
+        "hr": image_feature(8, 8, 3),
+        "fine": class_feature(4),
+        "coarse": class_feature(2),
+    }
+    records = [
+        {"hr": Image.fromarray(image), "fine": i, "coarse": i // 2}
+        for i, image in enumerate(pixels)
+    ]
+    prepare(tmp_path, "two_labels", records, features)
+    given = {"data_dir": tmp_path}
+    with pytest.raises(ValueError, match="no column 'image' .* give image_key='hr'"):
+        sources.tfds("two_labels", **given)
+    given["image_key"] = "hr"
+    with pytest.raises(ValueError, match="label_key='coarse' or 'fine' or None"):
+        sources.tfds("two_labels", **given)
+    found = []
+    for key, count in (("fine", 4), ("coarse", 2), (None, 0)):
+        source = sources.tfds("two_labels", **given, label_key=key)
+        assert source.num_classes == count == len(contents_of(source).classes)
+        images, labels = gather(source, np.arange(4))
+        np.testing.assert_array_equal(images, pixels)
+        found.append(labels.tolist())
+    assert found == [[0, 1, 2, 3], [0, 0, 1, 1], [0, 0, 0, 0]]
+
+
+def test_colours_with_opacity_lie_on_white(tmp_path):
+    pixels = np.zeros((8, 8, 4), np.uint8)
+    pixels[:4, :, 3] = 255
+    records = [{"image": Image.fromarray(pixels)}]
+    prepare(tmp_path, "with_alpha", records, {"image": image_feature(8, 8, 4)})
+    source = sources.tfds("with_alpha", data_dir=tmp_path)
+    assert source.image_shape == (8, 8, 3)
+    assert source[0][0][:4].max() == 0 and source[0][0][4:].min() == 255
+
+
 def test_data_sets_without_8_bit_images_are_refused(tmp_path):
     prepare(tmp_path, "my_numbers", [{"label": 1}], {"label": class_feature(3)})
-    with pytest.raises(ValueError, match='no column "image" of images'):
+    with pytest.raises(ValueError, match="no column 'image' of images"):
         sources.tfds("my_numbers", data_dir=tmp_path)
     deep = image_feature(4, 4, 1, dtype=np.uint16)
     records = [{"image": Image.fromarray(noise(4, 4).astype(np.uint16))}]

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,13 +11,11 @@ import numpy as np
 import PIL
 from PIL import Image, ImageOps
 
-from ddpm_jax.data import manifest
+from ddpm_jax.data import listing, manifest
 from ddpm_jax.data.images import ORIENTATION, height_width, read, resize_and_crop
 from ddpm_jax.data.source import Origin, Source, digest
 from ddpm_jax.errors import reason
 from ddpm_jax.files import of_machine, stamp_of
-
-_EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -24,20 +23,31 @@ class _Folder:
     """Image files, decoded when they are asked for."""
 
     root: Path
-    names: Sequence[Path]
+    names: Sequence[str]
     stamps: Sequence[manifest.Stamp]
     labels: Sequence[int]
-    num_classes: int
+    class_names: Sequence[str]
     image_shape: tuple[int, int, int]
     draft: bool
+    passed_over: Counter[str]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
 
     def __len__(self) -> int:
         return len(self.names)
 
     def origin(self) -> Origin:
         name = "x".join(map(str, self.image_shape)) + ("-draft" if self.draft else "")
-        files = [*zip(map(str, self.names), self.stamps, self.labels, strict=True)]
-        return Origin(self.root.resolve(), name, digest(PIL.__version__, files))
+        files = [*zip(self.names, self.stamps, self.labels, strict=True)]
+        return Origin(
+            self.root.resolve(), name, digest(PIL.__version__, "white", files)
+        )
+
+    def fingerprint(self) -> str:
+        sizes = [size for size, _ in self.stamps]
+        return digest(*zip(self.names, sizes, self.labels, strict=True))
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         height, width, channels = self.image_shape
@@ -62,14 +72,15 @@ def folder(
     on_error: str = "raise",
     draft: bool = False,
 ) -> Source:
-    """Opens a folder of images: jpg, jpeg, png, webp, bmp or gif (first frame).
+    """Opens a folder of images, of the formats of `listing.EXTENSIONS`.
 
     The images lie in the folder itself, and then there are no classes, or in its
     sub-folders at any depth: each first-level sub-folder is a class, numbered in the
-    order of the names. Hidden files and folders are passed over. Images are turned as
-    their EXIF orientation says, resized and cropped at the centre. All are read once
-    here, so that a corrupt one is known now and not on the third day of training; a
-    later start reads those that changed (see `manifest.check`).
+    order of the names, 2 before 10. Hidden files and folders are passed over. Images
+    are turned as their EXIF orientation says, laid on white where they are transparent,
+    resized and cropped at the centre; of animations the first frame is taken. All are
+    read once here, so that a corrupt one is known now and not on the third day of
+    training; a later start reads those that changed (see `manifest.check`).
 
     Args:
         path: the folder.
@@ -94,19 +105,8 @@ def folder(
     root = Path(path).expanduser()
     if not root.is_dir():
         raise FileNotFoundError(f"there is no folder {root}: give a folder of images")
-    names = _image_files(root)
-    if not names:
-        raise FileNotFoundError(
-            f"there is no image in {root}: looked for {', '.join(sorted(_EXTENSIONS))}"
-        )
-    in_class = [len(name.parts) > 1 for name in names]
-    if any(in_class) and not all(in_class):
-        raise ValueError(
-            f"{root} holds images both directly and in sub-folders, so its classes are "
-            "unclear: keep one of the two"
-        )
+    names, classes, passed_over = listing.scan(root)
     # Counted before any image is left out, so that labels do not depend on it.
-    classes = sorted({name.parts[0] for name in names}) if all(in_class) else []
     numbers = {name: number for number, name in enumerate(classes)}
 
     stamps = [stamp_of(root / name) for name in names]
@@ -130,52 +130,43 @@ def folder(
         root=root,
         names=[names[i] for i in kept],
         stamps=[stamps[i] for i in kept],
-        labels=[numbers.get(names[i].parts[0], 0) for i in kept],
-        num_classes=len(classes),
+        labels=[numbers.get(names[i].partition("/")[0], 0) for i in kept],
+        class_names=classes,
         image_shape=image_shape,
         draft=draft,
+        passed_over=passed_over,
     )
 
 
 def image_shape_of(path: str | os.PathLike) -> tuple[int, int, int]:
     """Returns the shape (height, width, channels) that all images of a folder have.
 
+    Grey images among coloured ones count as coloured.
+
     Raises:
         FileNotFoundError: if there is no image in the folder.
-        ValueError: if they are of several shapes, or one cannot be read.
+        ValueError: if they are of several sizes, or one cannot be read.
     """
     root = Path(path).expanduser()
-    shapes = {}
-    for name in _image_files(root):
+    sizes, channels = Counter(), 1
+    for name in listing.scan(root).names:
         try:
             with Image.open(root / name) as picture:
-                channels = 1 if picture.mode in ("1", "L") else 3
                 size = picture.height, picture.width
                 if picture.getexif().get(ORIENTATION, 1) >= 5:  # lies on its side
                     size = size[::-1]
-                shapes.setdefault((*size, channels), name)
-        except OSError as error:
-            raise ValueError(f"cannot read {root / name} ({error})") from error
-    if not shapes:
-        raise FileNotFoundError(f"there is no image in {root}")
-    if len(shapes) > 1:
-        (a, one), (b, other), *_ = shapes.items()
+                sizes[size] += 1
+                if picture.mode not in ("1", "L", "LA"):
+                    channels = 3
+        except Exception as error:  # PIL's readers raise anything on corrupt bytes.
+            raise ValueError(f"cannot read {root / name} ({reason(error)})") from error
+    if len(sizes) > 1:
+        said = [f"{count} of {h}x{w}" for (h, w), count in sizes.most_common(3)]
         raise ValueError(
-            f"the images in {root} are of several shapes: {one} is "
-            f"{'x'.join(map(str, a))}, {other} is {'x'.join(map(str, b))}"
+            f"the images in {root} are of {len(sizes)} sizes ({', '.join(said)}"
+            f"{', …' if len(sizes) > 3 else ''}): bring all to one size"
         )
-    return next(iter(shapes))
-
-
-def _image_files(root: Path) -> list[Path]:
-    """Finds the images under a folder, relative to it, in an order of their own."""
-    names = []
-    # Links are followed, for data sets put together from links to folders.
-    for place, folders, files in os.walk(root, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        relative = Path(place).relative_to(root)
-        names += [relative / name for name in files if not name.startswith(".")]
-    return sorted(name for name in names if name.suffix.lower() in _EXTENSIONS)
+    return *next(iter(sizes)), channels
 
 
 def _fault(path: Path) -> str | None:

@@ -60,7 +60,7 @@ def to_uint8(images):
 def read(
     path: str | os.PathLike,
     channels: int,
-    background: str | None = None,
+    background: str = "white",
     at_least: tuple[int, int] | None = None,
 ) -> np.ndarray:
     """Reads a picture of any format that Pillow knows, an animation's first frame.
@@ -68,8 +68,7 @@ def read(
     Args:
         path: the file; it is turned as its EXIF orientation says.
         channels: 3 for RGB or 1 for grey.
-        background: the colour of what is transparent, such as "white", or None for
-            the colours behind it, as data sets are read.
+        background: the colour of what is transparent.
         at_least: (height, width) that suffice. A JPEG is then decoded at 1/2, 1/4 or
             1/8 of its size where that leaves as much, which is faster, and other
             pixels than reading it whole.
@@ -91,7 +90,7 @@ def read(
                 lies = picture.getexif().get(ORIENTATION, 1) >= 5
                 picture.draft(None, (height, width) if lies else (width, height))
             ImageOps.exif_transpose(picture, in_place=True)
-            if background and picture.has_transparency_data:
+            if picture.has_transparency_data:
                 picture = picture.convert("RGBA")
                 behind = Image.new("RGBA", picture.size, background)
                 picture = Image.alpha_composite(behind, picture)

@@ -22,7 +22,7 @@ Stamp = tuple[int, int]  # see `files.stamp_of`
 
 def check(
     root: Path,
-    names: Sequence[Path],
+    names: Sequence[str],
     stamps: Sequence[Stamp],
     fault_of: Callable[[Path], str | None],
 ) -> list[str | None]:
@@ -46,13 +46,13 @@ def check(
         except OSError as error:
             failed.append(error)
             raise
-        found[str(names[index])] = (*stamps[index], fault)
+        found[names[index]] = (*stamps[index], fault)
 
     def unknown():
         return [
             index
             for index, (name, stamp) in enumerate(zip(names, stamps, strict=True))
-            if found.get(str(name), ())[:2] != stamp
+            if found.get(name, ())[:2] != stamp
         ]
 
     name = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
@@ -67,7 +67,7 @@ def check(
                 try:
                     in_parallel(read, unknown(), "checking images")
                 finally:
-                    present = {str(name) for name in names} & found.keys()
+                    present = found.keys() & {*names}
                     _write(path, root, {name: found[name] for name in present})
     except OSError as error:
         if failed:
@@ -78,7 +78,7 @@ def check(
             "start reads all of them: XDG_CACHE_HOME says where else",
             stacklevel=2,
         )
-    return [found[str(name)][2] for name in names]
+    return [found[name][2] for name in names]
 
 
 def _read(path: Path) -> dict[str, tuple]:

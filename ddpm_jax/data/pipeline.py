@@ -13,12 +13,13 @@ import operator
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
 
+from ddpm_jax.data.contents import Contents
 from ddpm_jax.data.source import Source, gather
 
 Batch = dict[str, np.ndarray]
@@ -160,6 +161,8 @@ class Feed(NamedTuple):
         depth: batches in flight or waiting.
         first_pass: steps that decode images which later ones find decoded.
         advice: what to do where training waits for images.
+        contents: what the source holds.
+        notes: what else to say of it, in words.
     """
 
     batch_fn: Callable[[SupportsIndex], Batch]
@@ -168,6 +171,8 @@ class Feed(NamedTuple):
     depth: int = 8
     first_pass: int = 0
     advice: str = "raise data.num_workers"
+    contents: Contents | None = None
+    notes: Sequence[str] = ()
 
     def ahead(
         self, first_step: int, end_step: int, say: Callable[[str], Any] = print

@@ -102,6 +102,11 @@ class ArraySource:
     def gather(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return self.images[indices], self.labels[indices]
 
+    def fingerprint(self) -> str:
+        arrays = map(np.ascontiguousarray, (self.images, self.labels))
+        sums = [hashlib.sha256(array).hexdigest() for array in arrays]
+        return digest(self.images.shape, *sums)
+
 
 def in_memory(source: Source, max_memory_gb: float = 4.0) -> Source:
     """Decodes a whole source into memory, where it fits.

@@ -50,9 +50,9 @@ def arrays(
     """Opens an .npz file of images, held in memory.
 
     Args:
-        path: the file: `images` uint8 [N, H, W, C] or [N, H, W], and `labels`
-            int [N], from 0, where there are classes; or `arr_0` and `arr_1`, as
-            guided-diffusion calls them.
+        path: the file: `images` uint8 [N, H, W, C] or [N, H, W], with 1 or 3 channels,
+            and `labels`, where there are classes: int [N] or [N, 1], from 0, or one-hot
+            [N, classes]; or `arr_0` and `arr_1`, as guided-diffusion calls them.
         image_size: side of a square or (height, width) to resize and centre-crop
             to; the stored size by default.
 
@@ -63,23 +63,28 @@ def arrays(
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}: give the path of an .npz")
+    if path.suffix == ".npy":
+        raise ValueError(
+            f"{path} is no readable .npz of arrays, but an .npy: write one with "
+            "np.savez(path, images=np.load(...))"
+        )
     stored = read_arrays(path)
     names = {"arr_0": "images", "arr_1": "labels"}
     stored = {names.get(key, key): value for key, value in stored.items()}
     if "images" not in stored:
         raise ValueError(
             f"{path} holds {sorted(stored)} but not `images`: write it with "
-            "np.savez(path, images=...)"
+            "np.savez(path, images=..., labels=...)"
         )
     images = stored["images"]
-    if images.ndim == 3:
-        images = images[..., None]
-    if images.dtype != np.uint8 or images.ndim != 4 or not images.size:
+    if wrong := _wrong(images):
         raise ValueError(
-            f"`images` in {path} is {images.dtype} {list(images.shape)}: store uint8 "
-            "[N, H, W, C] or [N, H, W]"
+            f"`images` in {path} is {images.dtype} {[*images.shape]}: {wrong}"
         )
-    labels = stored.get("labels", np.zeros(len(images), np.int32))
+    images = images[..., None] if images.ndim == 3 else images
+    labels = np.zeros(len(images), np.int32)
+    if "labels" in stored:
+        labels = _as_numbers(stored["labels"])
     if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
         raise ValueError(
             f"`labels` in {path} is {labels.dtype} {list(labels.shape)}: store one "
@@ -91,3 +96,42 @@ def arrays(
         images = np.stack([resize_and_crop(image, image_size) for image in images])
     num_classes = int(labels.max()) + 1 if "labels" in stored else 0
     return ArraySource(images, labels.astype(np.int32), num_classes)
+
+
+def _wrong(images: np.ndarray) -> str | None:
+    """Says why an array is not one of images, and what to store."""
+    wanted = "store uint8 [N, H, W, C] or [N, H, W], with 1 or 3 channels"
+    if images.dtype.kind == "f" and images.size:
+        low, high = np.nanmin(images), np.nanmax(images)
+        scaled = {
+            low >= 0 and 1 < high <= 255: "images.round().astype('uint8')",
+            low >= 0 and high <= 1: "(255 * images).round().astype('uint8')",
+            -1 <= low < 0 and high <= 1: "(127.5 * images + 127.5).round()"
+            ".astype('uint8')",
+        }
+        if True in scaled:
+            wanted = f"store uint8, as in {scaled[True]}"
+    elif images.dtype == np.uint16:
+        wanted = "store uint8, as in (images // 257).astype('uint8')"
+    if images.dtype != np.uint8 or images.ndim not in (3, 4) or not images.size:
+        return wanted
+    if images.ndim == 3 and images.shape[-1] in (1, 3):
+        return f"is it one picture? {wanted}"
+    if images.ndim == 4 and images.shape[-1] not in (1, 3):
+        if images.shape[1] in (1, 3):
+            return "its channels come first: store images.transpose(0, 2, 3, 1)"
+        if images.shape[-1] == 4:
+            wanted = "store three channels, with what is transparent on white"
+        return f"{images.shape[-1]} channels are no picture: {wanted}"
+    return None
+
+
+def _as_numbers(labels: np.ndarray) -> np.ndarray:
+    """Labels [N], of a column [N, 1] or of one-hot rows [N, classes]."""
+    if labels.ndim != 2 or labels.dtype.kind not in "biuf":
+        return labels
+    if labels.shape[1] == 1:
+        return labels[:, 0]
+    ones = labels == 1
+    is_one_hot = (ones.sum(1) == 1).all() and ((labels == 0) | ones).all()
+    return ones.argmax(1) if is_one_hot else labels

@@ -35,13 +35,24 @@ class _Records:
     place: Path
     records: Any  # tfds' random-access source of dicts
     image_shape: tuple[int, int, int]
-    num_classes: int
+    class_names: Sequence[str]
+    columns: tuple[str, str | None]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
 
     def __len__(self) -> int:
         return len(self.records)
 
+    def fingerprint(self) -> str:
+        paths = sorted(path for path in self.place.iterdir() if path.is_file())
+        files = [(path.name, path.stat().st_size) for path in paths]
+        return digest(len(self), self.columns, *files)
+
     def origin(self) -> Origin:
-        name = f"{self.name} {'x'.join(map(str, self.image_shape))}"
+        columns = "" if self.columns == ("image", "label") else f" {self.columns}"
+        name = f"{self.name}{columns} {'x'.join(map(str, self.image_shape))}"
         paths = sorted(path for path in self.place.iterdir() if path.is_file())
         files = [(path.name, *stamp_of(path)) for path in paths]
         return Origin(self.place.resolve(), name, digest(PIL.__version__, files))
@@ -53,8 +64,9 @@ class _Records:
     def gather(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         records = self._read(indices.tolist())
         size = self.image_shape[:2]
-        images = [resize_and_crop(record["image"], size) for record in records]
-        labels = [record["label"] if self.num_classes else 0 for record in records]
+        image, label = self.columns
+        images = [resize_and_crop(_opaque(record[image]), size) for record in records]
+        labels = [record[label] if self.num_classes else 0 for record in records]
         return np.stack(images), np.array(labels, np.int32)
 
     def _read(self, indices):
@@ -77,6 +89,8 @@ def tfds(
     data_dir: str | os.PathLike | None = None,
     image_size: int | Sequence[int] | None = None,
     download: bool = True,
+    image_key: str = "image",
+    label_key: str | None = "label",
 ) -> Source:
     """Opens a data set of images prepared by tensorflow-datasets.
 
@@ -92,9 +106,11 @@ def tfds(
         image_size: side of a square or (height, width) to resize and centre-crop
             to; needed where the images differ in size.
         download: whether a missing CIFAR may be downloaded.
+        image_key: the column of the images.
+        label_key: the column of the classes; None for none.
 
     Returns:
-        The source; without classes unless its records have a class "label".
+        The source; without classes where it has no column "label".
 
     Raises:
         ConnectionError: if CIFAR is missing and cannot be downloaded.
@@ -121,15 +137,27 @@ def tfds(
     from tensorflow_datasets import features
 
     columns = dict(builder.info.features.items())
-    if "image" not in columns or not isinstance(columns["image"], features.Image):
+    are_images = [k for k, v in columns.items() if isinstance(v, features.Image)]
+    are_classes = [k for k, v in columns.items() if isinstance(v, features.ClassLabel)]
+    if image_key not in are_images:
+        hint = "choose a data set of images"
+        if are_images:
+            hint = f"give image_key={' or '.join(map(repr, are_images))}"
         raise ValueError(
-            f'{dataset} has no column "image" of images, only {sorted(columns)}: '
-            "choose a data set of images"
+            f"{dataset} has no column {image_key!r} of images, only {sorted(columns)}: "
+            f"{hint}"
         )
-    *size, channels = columns["image"].shape
-    if columns["image"].np_dtype != np.uint8:
+    by_default = label_key == "label" and not are_classes
+    if not (label_key is None or label_key in are_classes or by_default):
+        known = " or ".join([*map(repr, are_classes), "None"])
         raise ValueError(
-            f"the images of {dataset} are {columns['image'].np_dtype}, not uint8: "
+            f"{dataset} has no column {label_key!r} of classes, only "
+            f"{sorted(columns)}: give label_key={known}"
+        )
+    *size, channels = columns[image_key].shape
+    if columns[image_key].np_dtype != np.uint8:
+        raise ValueError(
+            f"the images of {dataset} are {columns[image_key].np_dtype}, not uint8: "
             "choose a data set of 8-bit images"
         )
     if image_size is not None:
@@ -138,15 +166,23 @@ def tfds(
         raise ValueError(
             f"the images of {dataset} differ in size: give image_size to resize them to"
         )
-    label = columns.get("label")
-    num_classes = label.num_classes if isinstance(label, features.ClassLabel) else 0
+    names = columns[label_key].names if label_key in are_classes else ()
     return _Records(
         name=f"{dataset} {split}",
         place=Path(builder.data_path),
         records=records,
-        image_shape=(*size, channels),
-        num_classes=num_classes or 0,
+        image_shape=(*size, 3 if channels == 4 else channels),
+        class_names=names,
+        columns=(image_key, label_key),
     )
+
+
+def _opaque(image):
+    """Colours on white where a picture has them with their opacity."""
+    if image.shape[-1] != 4:
+        return image
+    opacity = image[..., 3:] / 255
+    return np.rint(image[..., :3] * opacity + 255 * (1 - opacity)).astype(np.uint8)
 
 
 def _is_prepared(builder) -> bool:

@@ -195,7 +195,8 @@ def _trained_for(theirs, ours):
 
 def _classes(settings):
     network = complete(settings)["network"]
-    return Classes(network["num_classes"], network["label_dropout"] > 0)
+    num = network["num_classes"]
+    return Classes(num, num > 0 and network["label_dropout"] > 0)
 
 
 def _same_rows(there, here):

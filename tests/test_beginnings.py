@@ -1,5 +1,6 @@
 """Where runs begin: what is kept of a trained model, what is new, and what is said."""
 
+import json
 import shutil
 
 import jax
@@ -138,6 +139,7 @@ def test_classes_are_added(tmp_path):
     assert notes == ["new: class_embedding (10 classes; 0 there)"]
     assert_same(params, ddpm_jax.load(path)[1], without=["class_embedding"])
     assert params["class_embedding"]["embedding"].shape[0] == 11
+    assert begin(path, "network.num_classes=0", NULL)[1] == []
 
 
 def test_a_learned_variance_is_added_and_left_out(source, tmp_path):
@@ -231,3 +233,7 @@ def test_an_assumed_schedule_is_said(published, tmp_path):
     _, notes = begin(copy)
     assert "no scheduler_config.json" in notes[0]
     assert "schedule.name was linear there and is cosine here" in notes
+    theirs = json.loads((copy / "unet/config.json").read_text())
+    theirs["sample_size"] = None  # then it is of this run's size
+    (copy / "unet/config.json").write_text(json.dumps(theirs))
+    assert begin(copy)[1] == notes

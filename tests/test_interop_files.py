@@ -655,6 +655,8 @@ def test_refused_folders(folder, tmp_path):
 def test_a_model_of_latents_is_told_by_the_folder_above(folder):
     edit(folder / "model_index.json", vqvae=["diffusers", "VQModel"])
     assert "scheduler, unet, vqvae" in message(open_pretrained, folder / "unet")
+    (folder / "unet").rename(folder / "transformer")
+    assert "scheduler, unet, vqvae" in message(open_pretrained, folder)
 
 
 # Weights.

@@ -41,9 +41,9 @@ def import_config(
         for.
     """
     folder = Path(folder)
-    model, notes = folders.model_folder(folder)
-    for place in (model, model.resolve().parent):
+    for place in (folder, folder.resolve().parent):  # it may be a pipeline's `unet/`
         _refuse_other_pipelines(place)
+    model, notes = folders.model_folder(folder)
     image_shape, network = _reading(model / CONFIG, import_network, image_shape)
     learned_variance = network["learned_variance"]
     path = folders.scheduler_file(folder)

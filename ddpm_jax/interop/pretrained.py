@@ -60,9 +60,8 @@ def open_pretrained(
         source = _download(str(path))
     if source.is_dir():
         _refuse_settings(source, settings)
-        model, _ = folders.model_folder(source)
         config, notes = diffusers.import_config(source, image_shape)
-        file, chosen = folders.weights_file(model)
+        file, chosen = folders.weights_file(folders.model_folder(source)[0])
         tensors, found = only_model(file, read_tensors(file))
         return _of_diffusers(file, config, tensors, [*notes, *chosen, *found])
     tensors, notes = only_model(source, read_tensors(source))
@@ -103,7 +102,8 @@ def _open_file(file, tensors, settings, image_shape, notes):
             raise OSError(
                 "not one of OpenAI's published files, and such a file does not say its "
                 "image size, heads and schedule: give settings, as in --openai "
-                "image_size=64,num_heads=4,schedule=cosine,num_steps=4000"
+                "image_size=64,num_heads=4,schedule=cosine,num_steps=4000 (to train "
+                "on, of ddpm_jax.convert, whose run can be begun from)"
             )
         config = openai.import_config(tensors, settings)
         layout = openai.make_layout(config["network"], settings)

@@ -10,8 +10,14 @@ from ddpm_jax.experiment import Experiment, build
 from ddpm_jax.interop import openai
 from ddpm_jax.interop.pretrained import open_pretrained
 
-# What the weights were trained with, though other values would have the same shapes.
+# What the weights were trained with. Other values would not fit, or would have the same
+# shapes and another meaning.
 READ_WITH = (
+    "channels",
+    "channel_mults",
+    "num_res_blocks",
+    "scale_shift",
+    "residual_resample",
     "norm_eps",
     "symmetric_padding",
     "cos_first",

@@ -363,6 +363,8 @@ def test_weights_in_parts(folder):
     index = folder / "unet" / f"{WEIGHTS}.safetensors.index.json"
     index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
     jax.tree.map(np.testing.assert_array_equal, read(folder), expected)
+    said = message(open_pretrained, folder / "unet" / parts[0])
+    assert "is one of several parts: give the folder" in said
     (folder / "unet" / parts[1]).unlink()
     said = message(open_pretrained, folder)
     assert f"of its 2 files there is no {parts[1]}: copy or" in said

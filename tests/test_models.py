@@ -138,7 +138,12 @@ def test_a_checkpoint_of_another_network_is_told(workdir):
 
 @pytest.mark.parametrize(
     "key",
-    ["network.norm_eps=1e-3", "network.num_groups=2", "schedule.name=linear"],
+    [
+        "network.norm_eps=1e-3",
+        "network.num_groups=2",
+        "network.channels=16",
+        "schedule.name=linear",
+    ],
 )
 def test_what_was_trained_cannot_be_changed_afterwards(workdir, tmp_path, key):
     with pytest.raises(ConfigError, match="the model was trained with"):

@@ -20,6 +20,7 @@ from ddpm_jax.interop.names import make_layout, with_new_names
 from ddpm_jax.interop.tensors import read_tensors
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+PART = re.compile(r"-\d+-of-\d+$")  # of a model in several files
 HUB_FILES = ["*.json", "*.safetensors", "*.bin"]
 
 
@@ -64,6 +65,8 @@ def open_pretrained(
         file, chosen = folders.weights_file(folders.model_folder(source)[0])
         tensors, found = only_model(file, read_tensors(file))
         return _of_diffusers(file, config, tensors, [*notes, *chosen, *found])
+    if PART.search(source.stem):
+        raise OSError(f"{source} is one of several parts: give the folder")
     tensors, notes = only_model(source, read_tensors(source))
     try:
         return _open_file(source, tensors, settings, image_shape, notes)

@@ -377,7 +377,7 @@ def test_variants_of_weights(folder):
     tensors = load_file(weights(folder))
     names = [
         f"{WEIGHTS}.non_ema.safetensors",
-        f"{WEIGHTS}.fp16.safetensors",
+        f"{WEIGHTS}.pruned.safetensors",
         f"{WEIGHTS}.safetensors",
     ]
     for i, name in enumerate(names):
@@ -441,6 +441,15 @@ def test_which_of_a_files_models_is_meant(folder):
             f"the weights under {ema[:-1]!r}, the averaged ones, are taken, not those "
             f"under {raw[:-1]!r}"
         )
+    # As latent-diffusion's code, also of models in pixels, averages: without dots.
+    flat = {f"net.{name}".replace(".", ""): x for name, x in original.items()}
+    decay = {"state_dict.model_ema.decay": np.ones(())}
+    held = under("state_dict.model_ema.", flat)
+    (note,) = notes_of(under("state_dict.model.net.", zeros), held, decay)
+    assert "under 'state_dict.model_ema.net', the averaged ones, are taken" in note
+    shadow = {"ema.shadow_params.0": np.ones(3)}
+    _, note = notes_of(under("model."), shadow)
+    assert note == "averaged weights, shadow_params, have no names there"
     # As the runner of Song et al. saves them.
     (note,) = notes_of(under("0.module.", zeros), under("4."))
     assert note == "the weights under '4' are taken, not those under '0.module'"

@@ -14,6 +14,7 @@ PARALLEL = "module."  # before the names of a data parallel model
 AVERAGED = re.compile(
     r"^(?!.*online).*(?<![a-z])(?<!non_)(ema|averaged?)(?![a-z])", re.I
 )
+NAMELESS = "shadow_params."  # averaged weights in a list
 # Parts of names, with what has them: models of latents, whose U-Nets have our names...
 LATENT = re.compile(r"first_stage_model\.|transformer_blocks\.")
 # ... and others.
@@ -25,7 +26,7 @@ OTHERS = {
     r"all_modules\.": "a score model of yang-song/score_sde",
     r"map_layer0\.": "a model of NVIDIA's EDM",
     r"downs\.0\.0\.": "a model of denoising-diffusion-pytorch",
-    r"shadow_params\.": "averaged weights without their names, as EMAModel keeps them "
+    re.escape(NAMELESS): "averaged weights without their names, as EMAModel keeps them "
     "(copy_to puts them into a model, whose state_dict can be saved)",
 }
 ONLY = (
@@ -48,6 +49,7 @@ def only_model(file: Path, tensors: Tensors) -> tuple[Tensors, list[str]]:
         raise OSError(
             f"{file}: a model of latents or with text, such as Stable Diffusion; {ONLY}"
         )
+    tensors = _with_dots(tensors)
     places = _places(tensors)
     place = _meant(places)
     if place is None:
@@ -56,11 +58,11 @@ def only_model(file: Path, tensors: Tensors) -> tuple[Tensors, list[str]]:
         )
     if place == "":
         return tensors, []
+    notes = _choice(file, place, [other for other in places if other != place])
+    if any(NAMELESS in name for name in tensors) and not AVERAGED.search(place):
+        notes.append(f"{file}: averaged weights, {NAMELESS[:-1]}, have no names there")
     inside = {k: v for k, v in tensors.items() if k.startswith(place)}
-    return (
-        {name.removeprefix(place): value for name, value in inside.items()},
-        _choice(file, place, [other for other in places if other != place]),
-    )
+    return {name.removeprefix(place): v for name, v in inside.items()}, notes
 
 
 def what_else(tensors: Tensors) -> str:
@@ -70,6 +72,17 @@ def what_else(tensors: Tensors) -> str:
             return f"{what}; {ONLY}"
     keys = few(sorted({name.partition(".")[0] for name in tensors}), 8)
     return f"not the weights of a U-Net that is known ({keys}); {ONLY}"
+
+
+def _with_dots(tensors):
+    """Averaged weights of Lightning modules named as the others, not without dots."""
+    parts = [name.partition("model.") for name in tensors]
+    dotted = {
+        f"{before}model_ema.{name.replace('.', '')}": f"{before}model_ema.{name}"
+        for before, found, name in parts
+        if found
+    }
+    return {dotted.get(name, name): value for name, value in tensors.items()}
 
 
 def _places(tensors):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ddpm_jax import config, runs
+from ddpm_jax.config import ConfigError
 from ddpm_jax.experiment import Experiment, build
 from ddpm_jax.interop import openai
 from ddpm_jax.interop.pretrained import open_pretrained
@@ -109,8 +110,10 @@ def load_pretrained(
 
     Raises:
       OSError: see `from_pretrained`; and if a tensor is missing, extra or misshapen.
-      ConfigError: for an override that does not fit.
+      ConfigError: for an override that does not fit, and for the folder of a run.
     """
+    if runs.is_run(path):
+        raise ConfigError(f"{path} is a run: ddpm_jax.load reads it")
     model = from_pretrained(path, settings)
     for note in model.notes:
         warnings.warn(note, stacklevel=2)

@@ -78,6 +78,8 @@ def read_config(workdir: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is damaged ({error}): restore it") from error
     if not isinstance(settings, dict):
         raise ConfigError(f"{path} is damaged (it holds no sections): restore it")
+    if "_class_name" in settings:
+        raise ConfigError(f"{workdir} is of diffusers: give it as --pretrained")
     return settings
 
 

@@ -759,6 +759,15 @@ def test_what_lies_in_the_place_of_a_config(folder, name):
     assert f"{name}: it is empty" in message(open_pretrained, folder)
 
 
+def test_numbers_that_are_not_read_are_named(tmp_path):
+    tensor = {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}
+    header = json.dumps({"a": tensor}).encode()
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + b"abcd")
+    said = message(read_tensors, path)
+    assert "fewer bits" in said and "float8" in said and "save it as float32" in said
+
+
 def test_files_go_by_what_they_are(folder):
     """Safetensors by another name need no PyTorch."""
     expected = read(folder)
@@ -780,6 +789,7 @@ def test_files_go_by_what_they_are(folder):
         (["input_blocks.0.0.weight", "out.2.positional_embedding"], "a classifier"),
         (["unet.down.lora_A.weight"], "LoRA, changes of another model's weights"),
         (["model.map_layer0.weight"], "a model of NVIDIA's EDM"),
+        (["state.0.exp_avg"], "the state of an optimizer"),
         (["ema.shadow_params.0"], "averaged weights without their names"),
         (["fc.weight", "fc.bias", "conv.weight"], "that is known (conv, fc); only U-"),
     ],
@@ -865,6 +875,10 @@ def test_openai_settings_reach_the_config(tmp_path):
     )
     assert opened.config["network"]["index_scale"] == 1
     assert opened.config["sampler"] == dict(name="ddpm", variance="fixed_large")
+    (tmp_path / "ema_0.99_005.safetensors").touch()
+    raw = shutil.copy(path, tmp_path / "model005.safetensors")
+    (note,) = open_pretrained(raw, settings).notes
+    assert note.endswith("the averaged ones are in ema_0.99_005.safetensors")
     scaled = open_pretrained(path, settings._replace(rescale=True))
     assert scaled.config["network"]["index_scale"] == 0.25
     read(path, settings)

@@ -96,6 +96,10 @@ def test_mistakes_of_models(workdir, published, tmp_path):
         call(sample, "--pretrained", published, "--openai", "num_heads=8")
     with pytest.raises(ConfigError, match="is a run: give it as --workdir"):
         call(sample, "--pretrained", workdir)
+    with pytest.raises(ConfigError, match="is a run: ddpm_jax.load reads it"):
+        ddpm_jax.load_pretrained(str(workdir))
+    with pytest.raises(ConfigError, match="is of diffusers: give it as --pretrained"):
+        call(sample, "--workdir", published / "unet")
     with pytest.raises(ConfigError, match="is given as --pretrained"):
         call(sample, "--workdir", published)
     with pytest.raises(ConfigError, match=f"lies in the .* of a run: give {workdir}$"):

@@ -26,6 +26,7 @@ OTHERS = {
     r"all_modules\.": "a score model of yang-song/score_sde",
     r"map_layer0\.": "a model of NVIDIA's EDM",
     r"downs\.0\.0\.": "a model of denoising-diffusion-pytorch",
+    r"exp_avg": "the state of an optimizer",
     re.escape(NAMELESS): "averaged weights without their names, as EMAModel keeps them "
     "(copy_to puts them into a model, whose state_dict can be saved)",
 }

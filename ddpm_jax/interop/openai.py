@@ -6,11 +6,12 @@ are listed here.
 """
 
 import re
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ddpm_jax.interop.layout import Layout, Tensors, multiples, shape_of
+from ddpm_jax.interop.layout import Layout, Tensors, few, multiples, shape_of
 
 PARTS = {
     "norm1": "in_layers.0",
@@ -104,6 +105,17 @@ def refuse_others(name: str, tensors: Tensors) -> None:
             "noise levels and not times: only DDPM's can be imported"
         )
     _image_channels(tensors)
+
+
+def averaged_beside(file: Path) -> list[str]:
+    """Returns, in words, where the averages lie that training saved beside a file."""
+    step = re.fullmatch(r"model(\d+)", file.stem)
+    if not step:
+        return []
+    found = [p.name for p in sorted(file.parent.glob(f"ema_*_{step[1]}{file.suffix}"))]
+    if not found:
+        return []
+    return [f"{file} holds raw weights; the averaged ones are in {few(found)}"]
 
 
 def import_config(tensors: Tensors, settings: Settings) -> dict[str, Any]:

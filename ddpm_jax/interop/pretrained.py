@@ -110,6 +110,7 @@ def _open_file(file, tensors, settings, image_shape, notes):
             )
         config = openai.import_config(tensors, settings)
         layout = openai.make_layout(config["network"], settings)
+        notes = [*notes, *openai.averaged_beside(file)]
         return _pretrained(file, config, layout, tensors, notes)
     if DIFFUSERS not in tensors:
         raise OSError(what_else(tensors))

@@ -86,7 +86,12 @@ def _read_safetensors(path):
     try:
         with safe_open(path, framework="np") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, TypeError, ValueError) as error:
+    except (AttributeError, TypeError) as error:  # where NumPy has no such type
+        raise OSError(
+            f"{path} holds numbers of fewer bits than are read here ({reason(error)}): "
+            "save it as float32"
+        ) from error
+    except (OSError, SafetensorError, ValueError) as error:
         raise _unreadable(path, reason(error)) from error
     return {name: _widened(value) for name, value in tensors.items()}
 

@@ -86,8 +86,8 @@ def test_training_begins_from_a_model(source, published, tmp_path, capsys):
                 found = leaves(trained[name])[kind][: len(leaf)]
                 np.testing.assert_allclose(found, leaf, atol=1e-6)
         shutil.rmtree(copy)
-        more = config.override(settings, ["train.num_steps=2"])
-        assert train(more, tmp_path / f"run{i}") == 0
+    more = config.override(settings, ["train.num_steps=2"])
+    assert train(more, workdir) == 0
 
 
 def test_other_classes(source, published):

@@ -153,8 +153,9 @@ def _changes(params, like, theirs, ours):
     new, gone = [], []
     there, here = _classes(theirs), _classes(ours)
     if there.num != here.num:
+        kept = "; the null class is kept" if there.null and here.null else ""
         if here.num:
-            new.append(f"class_embedding ({here.num} classes; {there.num} there)")
+            new.append(f"class_embedding ({here.num} classes; {there.num} there{kept})")
         else:
             gone.append(f"class_embedding ({there.num} classes there)")
     elif there.null != here.null:
@@ -222,4 +223,4 @@ def _option(value):
     """A value as the command line has it."""
     if not isinstance(value, list):
         return value
-    return ",".join(map(str, value)) + ("," if len(value) == 1 else "")
+    return ",".join(map(str, value)) + ("," if len(value) == 1 else "") or "()"

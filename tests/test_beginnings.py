@@ -126,7 +126,9 @@ def test_the_null_class_keeps_its_meaning(tmp_path):
     assert notes == ["new: class_embedding (11 classes; 10 there)"]
     assert rows(params).shape == there.shape
     np.testing.assert_array_equal(rows(params), rows(new("network.num_classes=11")))
-    params, _ = begin(path, "network.num_classes=12", NULL)
+    params, notes = begin(path, "network.num_classes=12", NULL)
+    kept = "12 classes; 10 there; the null class is kept"
+    assert notes == [f"new: class_embedding ({kept})"]
     np.testing.assert_array_equal(rows(params)[12], there[10])
     params, notes = begin(path)
     assert notes == ["left out: the null class"]
@@ -140,6 +142,18 @@ def test_classes_are_added(tmp_path):
     assert_same(params, ddpm_jax.load(path)[1], without=["class_embedding"])
     assert params["class_embedding"]["embedding"].shape[0] == 11
     assert begin(path, "network.num_classes=0", NULL)[1] == []
+
+
+def test_attention_is_added(tmp_path):
+    path = made(tmp_path, "network.attention_resolutions=()")
+    params, notes = begin(path)
+    assert notes == [
+        "new: attention at 8",
+        "attention as it was trained is had with "
+        "--config.network.attention_resolutions=()",
+    ]
+    there = ddpm_jax.load(path)[1]
+    assert_same({name: params[name] for name in there}, there)
 
 
 def test_a_learned_variance_is_added_and_left_out(source, tmp_path):
@@ -173,17 +187,15 @@ def test_another_size_of_images(tmp_path):
     params, notes = begin("image_shape=16,16,1", "network.attention_resolutions=8,")
     assert notes == [size]  # attention is at the same level
     assert_same(params, there)
-    params, notes = begin("image_shape=16,16,1", "network.attention_resolutions=16,8")
+    # Unless it is told, attention stays at its size, and so comes to another level.
+    _, notes = begin("image_shape=16,16,1", "network.attention_resolutions=16,")
     assert notes == [
         size,
         "new: attention at 16",
+        "left out: attention at 4",
         "attention as it was trained is had with "
         "--config.network.attention_resolutions=8,",
     ]
-    kept = {name: params[name] for name in there}
-    assert_same(kept, there)
-    params, notes = begin("network.attention_resolutions=8,")
-    assert notes[:2] == ["new: attention at 8", "left out: attention at 4"]
 
 
 def test_what_cannot_be_begun_from(source, tmp_path):

@@ -1,6 +1,7 @@
 """Arguments that several mains share: which model, and how to sample from it."""
 
 import argparse
+import functools
 import inspect
 from typing import Any
 
@@ -66,6 +67,8 @@ def model(args: argparse.Namespace) -> Model:
         opened = models.from_pretrained(
             args.pretrained, settings, _image_shape(args.overrides)
         )
+    for note in opened.notes:
+        processes.on_first(functools.partial(print, note))
     changed = config.override(opened.config, args.overrides)
     for key, (was, _) in config.differences(opened.config, changed).items():
         if key.startswith(trained):

@@ -76,6 +76,19 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{path} is no readable .npz of arrays ({error})") from error
 
 
+def stand_in(path: Path) -> str | None:
+    """Returns, in words, what lies in the place of a file, or None if it may be one."""
+    with path.open("rb") as file:
+        head = file.read(256)
+    if not head:
+        return "is empty, as after a full disk or a download that was stopped"
+    if head.startswith(b"version https://git-lfs"):
+        return "is a pointer of Git LFS, not the file: fetch it with git lfs pull"
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "is a web page, as of a download that was refused: download it again"
+    return None
+
+
 def of_machine(error: BaseException) -> bool:
     """Whether reading a file failed for the machine, and says nothing of the file.
 

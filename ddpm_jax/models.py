@@ -1,18 +1,24 @@
 """Trained models, wherever they are: in the folder of a run, or published elsewhere."""
 
-import inspect
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ddpm_jax import config, networks, runs
+from ddpm_jax import config, runs
 from ddpm_jax.config import ConfigError
 from ddpm_jax.experiment import Experiment, build
 from ddpm_jax.interop import openai
 from ddpm_jax.interop.pretrained import open_pretrained
 
-# What the weights were trained with, though other values would have the same shapes.
+# What the weights were trained with. Other values would not fit, or would have the same
+# shapes and another meaning.
 READ_WITH = (
+    "channels",
+    "channel_mults",
+    "num_res_blocks",
+    "scale_shift",
+    "residual_resample",
     "norm_eps",
     "symmetric_padding",
     "cos_first",
@@ -20,6 +26,7 @@ READ_WITH = (
     "index_scale",
     "num_heads",
     "head_channels",
+    "num_groups",
 )
 
 
@@ -30,11 +37,13 @@ class Model(NamedTuple):
       config: what it is.
       load_params: experiment -> the parameters of its network; they must fit.
       origin: where it is from, as JSON has it.
+      notes: what was chosen or assumed, in words.
     """
 
     config: dict[str, Any]
     load_params: Callable[[Experiment], Any]
     origin: dict[str, Any]
+    notes: list[str]
 
 
 def from_run(
@@ -57,19 +66,8 @@ def from_run(
         settings,
         lambda experiment: runs.load_params(workdir, experiment, ema, step),
         {"workdir": str(Path(workdir)), "step": step, "weights": weights},
+        [],
     )
-
-
-class Beginning(NamedTuple):
-    """Where a run begins.
-
-    Attributes:
-      params: the parameters of its network.
-      notes: what they were trained for that this run is not, in words.
-    """
-
-    params: Any
-    notes: list[str]
 
 
 def from_pretrained(
@@ -93,6 +91,7 @@ def from_pretrained(
         config.override(opened.config, ()),
         lambda experiment: opened.read(experiment.abstract_state().params),
         {"pretrained": path},
+        opened.notes,
     )
 
 
@@ -111,45 +110,12 @@ def load_pretrained(
 
     Raises:
       OSError: see `from_pretrained`; and if a tensor is missing, extra or misshapen.
-      ConfigError: for an override that does not fit.
+      ConfigError: for an override that does not fit, and for the folder of a run.
     """
+    if runs.is_run(path):
+        raise ConfigError(f"{path} is a run: ddpm_jax.load reads it")
     model = from_pretrained(path, settings)
+    for note in model.notes:
+        warnings.warn(note, stacklevel=2)
     experiment = build(config.override(model.config, overrides))
     return experiment, model.load_params(experiment)
-
-
-def begin_from(
-    path: str, settings: dict[str, Any], experiment: Experiment
-) -> Beginning:
-    """Loads the parameters from which a run begins (`config.init_from`).
-
-    Args:
-      path: the folder of a run, or as `from_pretrained`.
-      settings: the config of the run that begins.
-      experiment: built of it.
-
-    Raises:
-      ConfigError: if they cannot be read, are of another network, or would be read in
-        another way than they were trained.
-    """
-    try:
-        model = from_run(path) if runs.is_run(path) else from_pretrained(path)
-        params = model.load_params(experiment)
-    except (ConfigError, OSError) as error:
-        raise ConfigError(f"config.init_from: {error}") from error
-    defaults = inspect.signature(networks.unet).parameters
-    for key in READ_WITH:
-        default = defaults[key].default
-        there = model.config["network"].get(key, default)
-        here = settings["network"].get(key, default)
-        if there != here:
-            raise ConfigError(
-                f"config.network.{key} is {here}, but {path} was trained with {there}: "
-                f"give --config.network.{key}={there}"
-            )
-    notes = [
-        f"{key} was {there} there and is {here} here"
-        for key, (there, here) in config.differences(model.config, settings).items()
-        if key.startswith("schedule.") or key == "loss.predicts"
-    ]
-    return Beginning(params, notes)

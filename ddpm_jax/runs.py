@@ -67,14 +67,24 @@ def read_config(workdir: str | Path) -> dict[str, Any]:
     """
     path = Path(workdir) / "config.json"
     if not path.is_file():
+        for above in Path(workdir).resolve().parents[:2]:
+            if is_run(above):
+                raise ConfigError(
+                    f"{workdir} lies in the folder of a run: give {above}"
+                )
         raise ConfigError(
             f"{workdir} is not the folder of a run: no config.json in it (a published "
             "model is given as --pretrained)"
         )
     try:
-        return json.loads(path.read_text())
+        settings = json.loads(path.read_text())
     except ValueError as error:
         raise ConfigError(f"{path} is damaged ({error}): restore it") from error
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{path} is damaged (it holds no sections): restore it")
+    if "_class_name" in settings:
+        raise ConfigError(f"{workdir} is of diffusers: give it as --pretrained")
+    return settings
 
 
 def is_run(workdir: str | Path) -> bool:

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ddpm_jax import cli, config, datasets, models, plan, runs
+from ddpm_jax import beginnings, cli, config, datasets, plan, runs
 from ddpm_jax import experiment as experiments
 from ddpm_jax.compiled import estimates
 from ddpm_jax.config import ConfigError
@@ -165,7 +165,7 @@ def _open(workdir, experiment, settings, feed, stack):
     notes = runs.changes(workdir, settings)
     source, begun = settings.get("init_from"), None
     if source and not runs.has_checkpoint(workdir):
-        begun = models.begin_from(source, settings, experiment)
+        begun = beginnings.begin_from(source, settings, experiment, _keys(settings)[0])
     workdir.mkdir(parents=True, exist_ok=True)
     stack.enter_context(runs.lock(workdir))
     runs.same_data(workdir, feed.contents)

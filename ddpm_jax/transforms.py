@@ -1,5 +1,6 @@
 """What stands between a network and a sampler, by name: guidance, then clipping."""
 
+import math
 from collections.abc import Callable, Sequence
 
 from ddpm_jax.diffusion import denoisers, guidance
@@ -12,6 +13,7 @@ def make_transform(
     null: int | None,
     clip: bool = True,
     dynamic_percentile: float | None = None,
+    dynamic_largest: float | None = None,
     rederive: bool = True,
     guidance_scale: float = 1.0,
     guidance_rescale: float = 0.0,
@@ -25,6 +27,7 @@ def make_transform(
       clip: whether the predicted x_0 is clipped to [-1, 1].
       dynamic_percentile: of dynamic thresholding (see `denoisers.threshold`), in the
         place of plain clipping.
+      dynamic_largest: the most that an image is divided by then, None for no bound.
       rederive: whether eps follows the bounded x_0 (see `denoisers.clip`).
       guidance_scale: of classifier-free guidance, 1 for none.
       guidance_rescale: how much of its contrast is taken back, 0 ... 1 (see
@@ -50,6 +53,8 @@ def make_transform(
         raise ValueError("guidance_interval must be two noise levels, as in 0.2,3")
     if dynamic_percentile is not None and not clip:
         raise ValueError("dynamic_percentile needs clip=True")
+    if dynamic_largest is not None and dynamic_percentile is None:
+        raise ValueError("dynamic_largest needs a dynamic_percentile")
 
     def guided(denoiser):
         if guidance_rescale:
@@ -60,8 +65,9 @@ def make_transform(
 
     def bounded(denoiser):
         if dynamic_percentile is not None:
+            most = math.inf if dynamic_largest is None else dynamic_largest
             return denoisers.threshold(
-                denoiser, schedule, dynamic_percentile, rederive=rederive
+                denoiser, schedule, dynamic_percentile, most, rederive
             )
         return denoisers.clip(denoiser, schedule, rederive=rederive)
 

@@ -93,6 +93,13 @@ def test_a_percentile_outside_its_range_is_refused(percentile):
         denoisers.threshold(says(X), SCHEDULE, percentile)
 
 
+def test_a_bound_below_the_images_range_is_refused():
+    with pytest.raises(
+        ValueError, match="bound of dynamic thresholding is 0.5, below 1"
+    ):
+        denoisers.threshold(says(X), SCHEDULE, largest=0.5)
+
+
 def test_condition():
     denoiser = denoisers.from_network(labelled, None, SCHEDULE)
     conditioned = denoisers.condition(denoiser, LABELS)(X, 500)

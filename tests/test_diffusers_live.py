@@ -3,6 +3,7 @@
 It needs PyTorch and diffusers: pip install .[test,oracle]
 """
 
+import argparse
 import importlib
 import json
 
@@ -246,7 +247,57 @@ def test_checkpoint_of_a_runner(tmp_path):
     np.testing.assert_array_equal(bias("ckpt.pth"), expected)
     np.testing.assert_array_equal(bias("raw.pth"), 0)
     np.testing.assert_allclose(bias("half.pt"), expected, rtol=1e-2)
-    for name, words in [("empty.pt", "no state dict"), ("damaged.pt", "damaged")]:
+    for name, words in [
+        ("empty.pt", "no tensors; there is epoch"),
+        ("damaged.pt", "dam"),
+    ]:
         with pytest.raises(OSError, match=words) as refused:
             open_pretrained(tmp_path / name)
         assert "\n" not in str(refused.value)
+
+    # As Lightning and others save them: one level down, beside other things.
+    for held, taken in (
+        ({"state_dict": ema, "epoch": 3, "lr_schedulers": []}, "state_dict"),
+        ({"model": model, "ema_state_dict": ema, "step": 3}, "ema_state_dict"),
+        ({"state": {"net": model, "params_ema": ema}}, "state.params_ema"),
+    ):
+        torch.save(held, tmp_path / "held.ckpt")
+        np.testing.assert_array_equal(bias("held.ckpt"), expected)
+        (note,) = open_pretrained(tmp_path / "held.ckpt").notes
+        assert f"the weights under {taken!r}" in note
+
+
+class Canary:
+    """Leaves a file where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (self.path, "w"))
+
+
+def test_objects_in_pickles_are_named_and_not_loaded(tmp_path):
+    weights = {"temb.dense.0.weight": torch.ones(2)}
+    path, trace = tmp_path / "model.pt", tmp_path / "loaded"
+    for held, name in (
+        ({"model": weights, "args": argparse.Namespace(lr=1)}, "argparse.Namespace"),
+        ({"model": weights, "loss": np.float64(1)}, "numpy.*scalar"),
+        (torch.nn.Linear(2, 2), "torch.nn.modules.linear.Linear"),
+        ({"model": weights, "hook": Canary(str(trace))}, "io.open"),
+    ):
+        torch.save(held, path)
+        with pytest.raises(OSError, match=f"a Python object, {name}, ") as refused:
+            open_pretrained(path)
+        assert f'torch.load("{path}", weights_only=False)' in str(refused.value)
+        assert "\n" not in str(refused.value) and not trace.exists()
+    # What the line says to do.
+    torch.save({"model": weights, "args": argparse.Namespace(lr=1)}, path)
+    better = tmp_path / "weights.pt"
+    torch.save(torch.load(path, weights_only=False)["model"], better)
+    with pytest.raises(OSError, match="missing: conv_in.weight"):
+        open_pretrained(better)
+    # Both ways, what a suffix says is not asked.
+    path.rename(tmp_path / "model.safetensors")
+    with pytest.raises(OSError, match=r"argparse.Namespace"):
+        open_pretrained(tmp_path / "model.safetensors")

@@ -139,6 +139,8 @@ DENOISER_MISTAKES = {
     "denoiser.dynamic_percentile=200.0": "percentile must lie in .0, 100., got 200",
     "denoiser.dynamic_percentile=most": "dynamic_percentile must be .*, got 'most'",
     "denoiser.dynamic_percentile=99.5 denoiser.clip=False": "dynamic_percentile needs",
+    "denoiser.dynamic_largest=1.5": "dynamic_largest needs a dynamic_percentile",
+    "denoiser.dynamic_percentile=99.5 denoiser.dynamic_largest=0.5": "is 0.5, below 1",
 }
 
 
@@ -179,6 +181,9 @@ def test_settings_of_the_denoiser_have_their_effect():
     assert np.all(r > 1.2)
     bounded = x_0(300, "dynamic_percentile=80.0")
     np.testing.assert_allclose(bounded, np.clip(plain / r, -1, 1), rtol=1e-4, atol=1e-4)
+    bounded = x_0(300, "dynamic_percentile=80.0", "dynamic_largest=1.1")
+    most = np.clip(plain / 1.1, -1, 1)
+    np.testing.assert_allclose(bounded, most, rtol=1e-4, atol=1e-4)
 
 
 DATA_MISTAKES = {

@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import shutil
 import sys
 import types
 
@@ -12,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from ddpm_jax.diffusion import schedules
-from ddpm_jax.interop import diffusers, ermongroup, openai, unet2d
+from ddpm_jax.interop import diffusers, ermongroup, names, openai, unet2d
 from ddpm_jax.interop.layout import make_entries
 from ddpm_jax.interop.pretrained import open_pretrained
 from ddpm_jax.interop.tensors import read_tensors
@@ -87,6 +88,10 @@ def read(path, *args):
     return opened.read(abstract(opened.config))
 
 
+def config_of(folder):
+    return diffusers.import_config(folder)[0]
+
+
 def message(function, *args):
     """What a user is told: one line."""
     with pytest.raises(OSError) as refused:
@@ -100,7 +105,7 @@ def assert_is_default(network):
     """Whether a section is our U-Net's defaults, which are those of Ho et al."""
     for key, value in network.items():
         if key != "name":
-            assert np.array_equal(value, unet2d.OURS[key]), key
+            assert np.array_equal(value, names.OURS[key]), key
 
 
 def weights(folder):
@@ -140,6 +145,8 @@ ROUND_TRIPS = {
     ),
     "v": changed("loss", predicts="v"),
     "x_0, unclipped": {**changed("loss", predicts="x_0"), "denoiser": {"clip": 0}},
+    "thresholded": changed("denoiser", dynamic_percentile=95.0, dynamic_largest=1.5),
+    "thresholded, unbounded": changed("denoiser", dynamic_percentile=99.5),
     "quadratic": changed("schedule", name="quadratic"),
     "zero terminal": changed("schedule", name="sigmoid", zero_terminal_snr=True),
 }
@@ -203,7 +210,7 @@ def test_export_of_defaults(tmp_path):
     signature = inspect.signature(unet).parameters
     how = ("dtype", "remat")  # it is computed, not what
     ours = {k: p.default for k, p in signature.items() if k not in how}
-    assert ours == unet2d.OURS
+    assert ours == names.OURS
     assert_is_default(unet2d.import_network(theirs)[1])
     scheduler = diffusers.export_scheduler(config, LINEAR)
     assert scheduler["variance_type"] == "fixed_small"
@@ -220,7 +227,7 @@ def test_published_names():
         config = dict(
             network=dict(name="unet", channel_mults=mults), image_shape=(size, size, 3)
         )
-        layout = unet2d.make_layout(config["network"])
+        layout = names.make_layout(config["network"])
         entries = make_entries(layout, abstract(config)).values()
         shapes = {entry.name: entry.shape for entry in entries}
         assert len(shapes) == count
@@ -289,7 +296,7 @@ def test_other_layouts_of_a_folder(folder, tmp_path):
     )
     save_file(tensors, flat / f"{WEIGHTS}.safetensors")
     jax.tree.map(np.testing.assert_array_equal, read(flat), expected)
-    variance = lambda: diffusers.import_config(flat)["sampler"]["variance"]
+    variance = lambda: config_of(flat)["sampler"]["variance"]
     assert variance() == "fixed_small"  # of diffusers, where nothing is said
     os.rename(
         folder / "scheduler/scheduler_config.json", flat / "scheduler_config.json"
@@ -297,22 +304,235 @@ def test_other_layouts_of_a_folder(folder, tmp_path):
     assert variance() == "fixed_large"
 
 
+def test_averaged_weights_of_a_training_example(folder, tmp_path):
+    """Of a checkpoint they are taken, with the scheduler of the run above it."""
+    run = tmp_path / "run"
+    checkpoint = run / "checkpoint-500"
+    shutil.copytree(folder / "unet", checkpoint / "unet")
+    shutil.copytree(folder / "unet", checkpoint / "unet_ema")
+    shutil.move(folder / "scheduler", run / "scheduler")
+    (checkpoint / "scheduler.bin").touch()  # of its learning rate
+    edit(run / "scheduler/scheduler_config.json", beta_schedule="squaredcos_cap_v2")
+    edit(
+        checkpoint / "unet_ema/config.json",
+        decay=0.9999,
+        inv_gamma=1.0,
+        min_decay=0.0,
+        optimization_step=3,
+        power=0.75,
+        update_after_step=0,
+        use_ema_warmup=True,
+    )
+    tensors = load_file(checkpoint / f"unet/{WEIGHTS}.safetensors")
+    averaged = tensors | {"conv_in.bias": np.full(8, 2, np.float32)}
+    save_file(averaged, checkpoint / f"unet_ema/{WEIGHTS}.safetensors")
+    bias = lambda place: read(place)["conv_in"]["bias"][0]
+    assert bias(checkpoint) == bias(checkpoint / "unet_ema") == 2
+    assert bias(checkpoint / "unet") != 2
+    opened = open_pretrained(checkpoint)
+    assert opened.config["schedule"]["name"] == "cosine"
+    assert opened.notes == [
+        f"the averaged weights in {checkpoint / 'unet_ema'} are taken; for the raw "
+        f"ones give {checkpoint / 'unet'}",
+        f"its scheduler is {run / 'scheduler/scheduler_config.json'}",
+    ]
+    opened = open_pretrained(checkpoint / "unet_ema")
+    assert opened.config["schedule"]["name"] == "cosine"
+    said = message(open_pretrained, run)
+    assert f"{checkpoint}/unet, {checkpoint}/unet_ema: give one of them" in said
+
+
+def test_what_is_assumed_is_said(folder):
+    (folder / "scheduler/scheduler_config.json").unlink()
+    (note,) = open_pretrained(folder).notes
+    assert f"no scheduler_config.json in {folder} or above it: assumed are lin" in note
+
+
+def test_weights_in_parts(folder):
+    expected = read(folder)
+    tensors = load_file(weights(folder))
+    weights(folder).unlink()
+    parts = [f"{WEIGHTS}-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    places = {name: parts[i % 2] for i, name in enumerate(tensors)}
+    for part in parts:
+        held = {name: x for name, x in tensors.items() if places[name] == part}
+        save_file(held, folder / "unet" / part)
+    assert "to its parts diffusion_pytorch_model.safetensors.index.json; there is" in (
+        message(open_pretrained, folder)
+    )
+    index = folder / "unet" / f"{WEIGHTS}.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    jax.tree.map(np.testing.assert_array_equal, read(folder), expected)
+    said = message(open_pretrained, folder / "unet" / parts[0])
+    assert "is one of several parts: give the folder" in said
+    (folder / "unet" / parts[1]).unlink()
+    said = message(open_pretrained, folder)
+    assert f"of its 2 files there is no {parts[1]}: copy or" in said
+    index.write_text(json.dumps({"weight_map": {"a": "../../b.safetensors"}}))
+    assert "damaged" in message(open_pretrained, folder)
+
+
+def test_variants_of_weights(folder):
+    """The plain name goes first, the raw weights last, and the choice is said."""
+    tensors = load_file(weights(folder))
+    names = [
+        f"{WEIGHTS}.non_ema.safetensors",
+        f"{WEIGHTS}.pruned.safetensors",
+        f"{WEIGHTS}.safetensors",
+    ]
+    for i, name in enumerate(names):
+        values = np.full(8, i, np.float32)
+        save_file(tensors | {"conv_in.bias": values}, folder / "unet" / name)
+    (folder / "unet" / f"{WEIGHTS}.bin").touch()  # never opened
+    others = f"{WEIGHTS}.bin, {names[1]}, {names[0]}"
+    assert open_pretrained(folder).notes == [
+        f"the weights {names[2]} are taken, and not {others}"
+    ]
+    assert read(folder)["conv_in"]["bias"][0] == 2
+    # Another is had by its name, with the config beside it.
+    assert read(folder / "unet" / names[0])["conv_in"]["bias"][0] == 0
+    (folder / "unet" / f"{WEIGHTS}.bin").unlink()
+    for i in (2, 1):
+        assert read(folder)["conv_in"]["bias"][0] == i
+        (folder / "unet" / names[i]).unlink()
+    assert read(folder)["conv_in"]["bias"][0] == 0
+    (note,) = open_pretrained(folder).notes
+    assert note == f"the weights are {names[0]}, raw ones"
+
+
+def test_which_of_a_files_models_is_meant(folder):
+    """Compiled and data parallel ones, and those one level down."""
+    original = load_file(weights(folder))
+    zeros = {name: np.zeros_like(value) for name, value in original.items()}
+    expected = read(folder)
+
+    def under(place, tensors=original):
+        return {f"{place}{name}": value for name, value in tensors.items()}
+
+    def notes_of(*held):
+        save_file({k: v for each in held for k, v in each.items()}, weights(folder))
+        opened = open_pretrained(folder)
+        found = opened.read(abstract(opened.config))
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
+        return [note.removeprefix(f"{weights(folder)}: ") for note in opened.notes]
+
+    for place in ("_orig_mod.", "_orig_mod.module.", "module._orig_mod.", "module."):
+        assert notes_of(under(place)) == []
+    inside = {
+        n.replace("resnets.", "_orig_mod.resnets."): original[n] for n in original
+    }
+    assert notes_of(inside) == []
+    averaged = {"n_averaged": np.ones((), np.int64)}  # of torch's AveragedModel
+    assert notes_of(under("module."), averaged) == []
+    taken = "the weights under 'state_dict.model' are taken"
+    optimizer = {"optimizer.state.0.exp_avg": np.ones(3)}
+    assert notes_of(under("state_dict.model."), optimizer) == [taken]
+    for raw, ema in (
+        ("model.", "ema."),
+        ("params.", "params_ema."),
+        ("state_dict.model.", "state_dict.model_ema."),
+        ("ema.online_model.", "ema.ema_model."),
+        ("model_state_dict.", "ema_state_dict."),
+        ("", "EMA.module."),
+        ("unet_non_ema.", "unet_ema."),
+    ):
+        (note,) = notes_of(under(raw, zeros), under(ema))
+        assert note == (
+            f"the weights under {ema[:-1]!r}, the averaged ones, are taken, not those "
+            f"under {raw[:-1]!r}"
+        )
+    # As latent-diffusion's code, also of models in pixels, averages: without dots.
+    flat = {f"net.{name}".replace(".", ""): x for name, x in original.items()}
+    decay = {"state_dict.model_ema.decay": np.ones(())}
+    held = under("state_dict.model_ema.", flat)
+    (note,) = notes_of(under("state_dict.model.net.", zeros), held, decay)
+    assert "under 'state_dict.model_ema.net', the averaged ones, are taken" in note
+    shadow = {"ema.shadow_params.0": np.ones(3)}
+    _, note = notes_of(under("model."), shadow)
+    assert note == "averaged weights, shadow_params, have no names there"
+    # As the runner of Song et al. saves them.
+    (note,) = notes_of(under("0.module.", zeros), under("4."))
+    assert note == "the weights under '4' are taken, not those under '0.module'"
+    save_file({**under("student."), **under("teacher.")}, weights(folder))
+    said = message(open_pretrained, folder)
+    assert "several models, under 'student', 'teacher': save one of them" in said
+
+
+def test_older_spellings(folder, tmp_path):
+    """Of configs and of names, before diffusers 0.2."""
+    expected = read(folder)
+    path = folder / "unet/config.json"
+    theirs = json.loads(path.read_text())
+    for old, new in unet2d.OLD_KEYS.items():
+        theirs[old] = theirs.pop(new)
+    path.write_text(json.dumps(theirs | {"_class_name": "UNetUnconditionalModel"}))
+    tensors = load_file(weights(folder))
+    for new, old in (
+        ("mid_block.", "mid."),
+        ("down_blocks.", "downsample_blocks."),
+        ("up_blocks.", "upsample_blocks."),
+    ):
+        tensors = {k.replace(new, old): v for k, v in tensors.items()}
+    save_file(tensors, weights(folder))
+    opened = open_pretrained(folder)
+    assert opened.config["network"]["head_channels"] is None
+    jax.tree.map(np.testing.assert_array_equal, read(folder), expected)
+    edit(path, sample_size=16)
+    said = message(open_pretrained, folder)
+    assert "sample_size = 16 is not supported: as sample_size it is 8" in said
+
+
+def test_older_spellings_of_schedulers(folder):
+    path = folder / "scheduler/scheduler_config.json"
+    theirs = {"_class_name": "DDPMScheduler", "beta_schedule": "linear"}
+    old = dict(timesteps=50, clip_predicted_image=False, predict_epsilon=False)
+    path.write_text(json.dumps({**theirs, **old, "tensor_format": "pt"}))
+    opened = open_pretrained(folder)
+    assert opened.config["schedule"]["num_steps"] == 50
+    assert opened.config["denoiser"] == dict(clip=False)
+    assert opened.config["loss"]["predicts"] == "x_0"
+    assert opened.notes == []
+    edit(path, prediction_type="epsilon")
+    said = message(open_pretrained, folder)
+    assert "predict_epsilon = False" in said and "prediction_type says 'eps" in said
+
+
+def test_keys_of_schedulers_that_are_not_known(folder):
+    """What only chooses a sampler is passed over, the rest is named."""
+    path = folder / "scheduler/scheduler_config.json"
+    edit(
+        path,
+        timestep_spacing="trailing",
+        steps_offset=1,
+        set_alpha_to_one=False,
+        solver_order=2,
+        algorithm_type="dpmsolver++",
+        use_karras_sigmas=True,
+        lambda_min_clipped=-np.inf,
+        not_used=None,
+    )
+    assert open_pretrained(folder).notes == []
+    edit(path, warp=0.3)
+    (note,) = open_pretrained(folder).notes
+    assert note == f"{path}: passed over, not known here: warp = 0.3"
+
+
 def test_other_schedulers(folder):
     path = folder / "scheduler/scheduler_config.json"
     path.write_text(json.dumps({"_class_name": "DDIMScheduler"}))
-    config = diffusers.import_config(folder)
+    config = config_of(folder)
     assert config["sampler"] == dict(name="ddim", eta=0.0)
     assert config["timesteps"] == dict(name="trailing", num_steps=50)
     assert config["denoiser"] == dict(clip=True)
     assert config["schedule"] == CONFIG["schedule"]
     edit(path, _class_name="PNDMScheduler", beta_schedule="scaled_linear")
-    assert diffusers.import_config(folder)["schedule"]["name"] == "quadratic"
+    assert config_of(folder)["schedule"]["name"] == "quadratic"
     edit(path, trained_betas=[0.1, 0.2])
-    config = diffusers.import_config(folder)
+    config = config_of(folder)
     assert config["schedule"] == dict(name="from_betas", betas=[0.1, 0.2])
     assert config["timesteps"]["num_steps"] == 2
     path.write_text(json.dumps({"variance_type": "fixed_large_log"}))
-    config = diffusers.import_config(folder)
+    config = config_of(folder)
     assert config["sampler"] == dict(name="ddpm", variance="fixed_large")
 
 
@@ -348,6 +568,7 @@ def test_other_schedulers(folder):
         ("down_block_types", ["ResnetDownsampleBlock2D", "AttnDownBlock2D"]),
         ("up_block_types", ["AttnUpBlock2D", "AttnUpBlock2D"]),
         ("out_channels", 4),
+        ("attention_head_dim", [8, 8]),
         ("sample_size", None),
         ("something_new", 3),
     ],
@@ -375,14 +596,48 @@ def test_size_may_be_given(folder):
         ("prediction_type", "flow"),
         ("variance_type", "learned"),
         ("variance_type", "learned_range"),
-        ("thresholding", True),
         ("clip_sample_range", 2.0),
+        ("use_flow_sigmas", True),
+        ("timestep_type", "continuous"),
+        ("snr_shift_scale", 3.0),
     ],
 )
 def test_refused_schedulers(folder, key, value):
     edit(folder / "scheduler/scheduler_config.json", **{key: value})
     said = message(open_pretrained, folder)
     assert f"{key} = {value!r}" in said and "scheduler_config.json" in said
+
+
+@pytest.mark.parametrize(
+    "values, denoiser",
+    [
+        # Bounded by 1, all of it is plain clipping, and clip_sample is not asked.
+        (dict(sample_max_value=1.0, clip_sample=False), dict(clip=True)),
+        (dict(), dict(clip=True)),
+        (
+            dict(sample_max_value=1.5, clip_sample_range=3.0),
+            dict(clip=True, dynamic_percentile=99.5, dynamic_largest=1.5),
+        ),
+        (
+            dict(dynamic_thresholding_ratio=0.95, sample_max_value=np.inf),
+            dict(clip=True, dynamic_percentile=95.0),
+        ),
+    ],
+)
+def test_thresholding(folder, values, denoiser):
+    edit(folder / "scheduler/scheduler_config.json", thresholding=True, **values)
+    assert config_of(folder)["denoiser"] == denoiser
+
+
+@pytest.mark.parametrize(
+    "key, value", [("dynamic_thresholding_ratio", 1.2), ("sample_max_value", 0.5)]
+)
+def test_refused_thresholding(folder, key, value):
+    path = folder / "scheduler/scheduler_config.json"
+    edit(path, thresholding=True, **{key: value})
+    assert f"{path}: {key} = {value} is not supported" in message(
+        open_pretrained, folder
+    )
 
 
 def test_refused_folders(folder, tmp_path):
@@ -395,8 +650,24 @@ def test_refused_folders(folder, tmp_path):
     (folder / "model_index.json").unlink()
     weights(folder).unlink()
     assert "no weights" in message(open_pretrained, folder)
+    (folder / "unet/diffusion_flax_model.msgpack").touch()
+    assert "; there is diffusion_flax_model.msgpack" in message(open_pretrained, folder)
     (folder / "unet/config.json").write_text("{")
     assert "damaged" in message(open_pretrained, folder)
+    (folder / "unet/config.json").write_text("[]")
+    assert "it holds [] in the place of keys" in message(open_pretrained, folder)
+    (folder / "unet/config.json").unlink()
+    shutil.rmtree(folder / "unet")
+    (folder / "model.safetensors").touch()
+    said = message(open_pretrained, folder)
+    assert "put that of the model of model.safetensors beside it" in said
+
+
+def test_a_model_of_latents_is_told_by_the_folder_above(folder):
+    edit(folder / "model_index.json", vqvae=["diffusers", "VQModel"])
+    assert "scheduler, unet, vqvae" in message(open_pretrained, folder / "unet")
+    (folder / "unet").rename(folder / "transformer")
+    assert "scheduler, unet, vqvae" in message(open_pretrained, folder)
 
 
 # Weights.
@@ -461,9 +732,82 @@ def test_files_that_cannot_be_read(tmp_path):
     assert ".safetensors, .bin" in message(open_pretrained, tmp_path / "model.npz")
 
 
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (b"", "is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        (b"\n<!DOCTYPE html><html>Sign in</html>", "is a web page"),
+        (b"<html>", "is a web page"),
+        (b"Entry not found", "it is text, 'Entry not found'"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+def test_what_lies_in_the_place_of_weights(folder, suffix, content, words):
+    weights(folder).unlink()
+    file = folder / "unet" / f"{WEIGHTS}{suffix}"
+    file.write_bytes(content)
+    said = message(open_pretrained, folder)
+    assert words in said and str(file) in said
+
+
+@pytest.mark.parametrize("name", ["unet/config.json", "model_index.json"])
+def test_what_lies_in_the_place_of_a_config(folder, name):
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1")
+    assert f"{name}: it is a pointer of Git LFS" in message(open_pretrained, folder)
+    (folder / name).write_text("")
+    assert f"{name}: it is empty" in message(open_pretrained, folder)
+
+
+def test_numbers_that_are_not_read_are_named(tmp_path):
+    tensor = {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}
+    header = json.dumps({"a": tensor}).encode()
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + b"abcd")
+    said = message(read_tensors, path)
+    assert "fewer bits" in said and "float8" in said and "save it as float32" in said
+
+
+def test_files_go_by_what_they_are(folder):
+    """Safetensors by another name need no PyTorch."""
+    expected = read(folder)
+    weights(folder).rename(folder / "unet" / f"{WEIGHTS}.bin")
+    jax.tree.map(np.testing.assert_array_equal, read(folder), expected)
+
+
+@pytest.mark.parametrize(
+    "names, words",
+    [
+        (
+            ["model.diffusion_model.input_blocks.0.0.weight", "first_stage_model.a"],
+            "of latents or with text, such as Stable Diffusion",
+        ),
+        (
+            ["time_embedding.linear_1.weight", "mid.0.transformer_blocks.0.a"],
+            "of latents or with text",
+        ),
+        (["input_blocks.0.0.weight", "out.2.positional_embedding"], "a classifier"),
+        (["unet.down.lora_A.weight"], "LoRA, changes of another model's weights"),
+        (["model.map_layer0.weight"], "a model of NVIDIA's EDM"),
+        (["state.0.exp_avg"], "the state of an optimizer"),
+        (["ema.shadow_params.0"], "averaged weights without their names"),
+        (["fc.weight", "fc.bias", "conv.weight"], "that is known (conv, fc); only U-"),
+    ],
+)
+def test_models_of_others_are_named(tmp_path, names, words):
+    file = tmp_path / "model.safetensors"
+    save_file({name: np.ones((4, 3), np.float32) for name in names}, file)
+    said = message(open_pretrained, file)
+    assert words in said and str(file) in said
+    (tmp_path / "edm.pkl").touch()
+    assert "a .pkl, as of NVIDIA's EDM, is a" in message(
+        open_pretrained, tmp_path / "edm.pkl"
+    )
+
+
 def test_pickles_need_torch(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    (tmp_path / "model.ckpt").touch()
+    (tmp_path / "model.ckpt").write_bytes(b"PK\3\4")
     said = message(open_pretrained, tmp_path / "model.ckpt")
     assert "needs PyTorch: pip install torch, or convert it to safetensors" in said
 
@@ -531,6 +875,10 @@ def test_openai_settings_reach_the_config(tmp_path):
     )
     assert opened.config["network"]["index_scale"] == 1
     assert opened.config["sampler"] == dict(name="ddpm", variance="fixed_large")
+    (tmp_path / "ema_0.99_005.safetensors").touch()
+    raw = shutil.copy(path, tmp_path / "model005.safetensors")
+    (note,) = open_pretrained(raw, settings).notes
+    assert note.endswith("the averaged ones are in ema_0.99_005.safetensors")
     scaled = open_pretrained(path, settings._replace(rescale=True))
     assert scaled.config["network"]["index_scale"] == 0.25
     read(path, settings)
@@ -540,6 +888,11 @@ def test_openai_settings_reach_the_config(tmp_path):
     tensors["input_blocks.0.0.weight"] = np.ones((32, 6, 3, 3), np.float32)
     save_file(tensors, path)
     assert "enlarge" in message(open_pretrained, path, settings)
+    assert "enlarge" in message(open_pretrained, path)  # before settings are asked for
+    published = tmp_path / "cd_imagenet64_l2.safetensors"
+    tensors["input_blocks.0.0.weight"] = np.ones((32, 3, 3, 3), np.float32)
+    save_file(tensors, published)
+    assert "a consistency model" in message(open_pretrained, published, settings)
     save_file({"input_blocks.0.0.weight": np.ones((32, 3, 3, 3))}, path)
     assert "missing: out.2.weight" in message(open_pretrained, path, settings)
 

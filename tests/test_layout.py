@@ -34,6 +34,7 @@ RANKS = {
     "models": 5,
     "edits": 5,
     "arguments": 6,
+    "beginnings": 6,
     "train": 7,
     "sample": 7,
     "convert": 7,

@@ -8,7 +8,7 @@ import pytest
 from tiny import call, random_params, tiny
 
 import ddpm_jax
-from ddpm_jax import config, convert, evaluate, experiment, models, runs, sample
+from ddpm_jax import config, convert, evaluate, experiment, runs, sample
 from ddpm_jax.config import ConfigError
 from ddpm_jax.scoring import report
 from ddpm_jax.train import train
@@ -65,44 +65,6 @@ def test_overrides_change_how_a_model_is_read(workdir, published):
         ddpm_jax.load_pretrained(str(published), ("network.num_classes=11",))
 
 
-def test_training_begins_from_a_model(workdir, published, tmp_path, capsys):
-    """At a learning rate near 0 the weights stay; the source is needed only once."""
-    _, source = ddpm_jax.load(workdir)
-    for i, path in enumerate((workdir, published)):
-        copy = shutil.copytree(path, tmp_path / f"source{i}")
-        settings = tiny(
-            f"init_from={copy}", "optimizer.learning_rate=1e-12", "train.num_steps=1"
-        )
-        assert train(settings, tmp_path / f"run{i}") == 0
-        assert f"beginning from {copy}" in capsys.readouterr().out
-        _, params = ddpm_jax.load(tmp_path / f"run{i}")
-        for x, y in zip(jax.tree.leaves(source), jax.tree.leaves(params), strict=True):
-            np.testing.assert_allclose(x, y, atol=1e-6)
-        shutil.rmtree(copy)
-        more = config.override(settings, ["train.num_steps=2"])
-        assert train(more, tmp_path / f"run{i}") == 0
-
-
-def test_what_cannot_be_begun_from(workdir, tmp_path):
-    begin = lambda *changes: models.begin_from(
-        str(workdir), tiny(*changes), experiment.build(tiny(*changes))
-    )
-    with pytest.raises(ConfigError, match="norm_eps is 1e-05, but .* with 1e-06: give"):
-        begin("network.norm_eps=1e-5")
-    with pytest.raises(ConfigError, match="config.init_from: .* of another network"):
-        begin("network.channels=16")
-    _, notes = begin("schedule.num_steps=30", "loss.predicts=v")
-    assert sorted(notes) == [
-        "loss.predicts was eps there and is v here",
-        "schedule.num_steps was 20 there and is 30 here",
-    ]
-    with pytest.raises(ConfigError, match="config.init_from: no file or .*nowhere"):
-        train(tiny(f"init_from={tmp_path}/nowhere"), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-    with pytest.raises(ConfigError, match="init_from must be the path"):
-        tiny("init_from=3")
-
-
 def test_a_run_that_has_not_begun_goes_on_from_its_parameters(workdir, tmp_path):
     """A checkpoint of step 0 is one: it is not drawn anew."""
     copy = shutil.copytree(workdir, tmp_path / "copy")
@@ -134,13 +96,59 @@ def test_mistakes_of_models(workdir, published, tmp_path):
         call(sample, "--pretrained", published, "--openai", "num_heads=8")
     with pytest.raises(ConfigError, match="is a run: give it as --workdir"):
         call(sample, "--pretrained", workdir)
+    with pytest.raises(ConfigError, match="is a run: ddpm_jax.load reads it"):
+        ddpm_jax.load_pretrained(str(workdir))
+    with pytest.raises(ConfigError, match="is of diffusers: give it as --pretrained"):
+        call(sample, "--workdir", published / "unet")
     with pytest.raises(ConfigError, match="is given as --pretrained"):
         call(sample, "--workdir", published)
+    with pytest.raises(ConfigError, match=f"lies in the .* of a run: give {workdir}$"):
+        call(sample, "--workdir", workdir / "checkpoints" / "00000000")
+    with pytest.raises(ConfigError, match="no checkpoint of step 7 .* of steps 0"):
+        call(sample, "--workdir", workdir, "--step", 7)
+    runs.write_config(tmp_path, ["a list"])
+    with pytest.raises(ConfigError, match="config.json is damaged .*: restore it"):
+        call(sample, "--workdir", tmp_path)
+    runs.write_config(tmp_path, tiny())
+    with pytest.raises(ConfigError, match="has no checkpoints yet"):
+        call(sample, "--workdir", tmp_path)
     with pytest.raises(ConfigError, match="is a folder: give the name of a file"):
         call(evaluate, "--workdir", workdir, "--out", tmp_path)
 
 
-@pytest.mark.parametrize("key", ["network.norm_eps=1e-3", "schedule.name=linear"])
+def test_what_is_assumed_of_a_model_is_said(published, tmp_path, capsys):
+    copy = shutil.copytree(published, tmp_path / "copy")
+    shutil.rmtree(copy / "scheduler")
+    call(convert, "--pretrained", copy, "--out", tmp_path / "run")
+    note = f"no scheduler_config.json in {copy} or above it: assumed are linear"
+    first, _ = capsys.readouterr().out.splitlines()
+    assert first.startswith(note)
+    with pytest.warns(UserWarning, match=note):
+        ddpm_jax.load_pretrained(str(copy))
+
+
+def test_a_checkpoint_of_another_network_is_told(workdir):
+    for change, words in (
+        ("network.num_classes=0", "another network: it has class_embedding$"),
+        (
+            "network.attention_resolutions=8,",
+            "it has down_1_0_attn, up_1_0_attn, up_1_1_attn, it has no down_0_0_attn, ",
+        ),
+        ("network.num_classes=9", r"class_embedding.embedding is \(10, 32\) there and"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            runs.load(workdir, tiny(change))
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "network.norm_eps=1e-3",
+        "network.num_groups=2",
+        "network.channels=16",
+        "schedule.name=linear",
+    ],
+)
 def test_what_was_trained_cannot_be_changed_afterwards(workdir, tmp_path, key):
     with pytest.raises(ConfigError, match="the model was trained with"):
         call(convert, "--workdir", workdir, "--out", tmp_path / "x", f"--config.{key}")

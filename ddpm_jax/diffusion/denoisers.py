@@ -111,10 +111,12 @@ def threshold(
       rederive: as in `clip`.
 
     Raises:
-      ValueError: for a percentile outside its range.
+      ValueError: for a percentile or a bound outside its range.
     """
     if not 0 < percentile <= 100:
         raise ValueError(f"percentile must lie in (0, 100], got {percentile}")
+    if not largest >= 1:
+        raise ValueError(f"the bound of dynamic thresholding is {largest}, below 1")
 
     def bounded(x_0):
         axes = tuple(range(1, x_0.ndim))

@@ -1,6 +1,5 @@
 """Folders of diffusers, for models of images by UNet2DModel: read and written.
 
-A pipeline's folder holds `unet/` and `scheduler/`; older ones hold all files at once.
 Neither direction needs diffusers or PyTorch, except that `.bin` files need PyTorch.
 """
 
@@ -14,24 +13,24 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from ddpm_jax.diffusion.schedules import Schedule
-from ddpm_jax.interop.layout import Tensors, make_entries, write_tensors
-from ddpm_jax.interop.scheduler import export_scheduler, import_scheduler
-from ddpm_jax.interop.unet2d import export_network, import_network, make_layout
+from ddpm_jax.files import stand_in
+from ddpm_jax.interop import folders
+from ddpm_jax.interop.folders import CONFIG, SCHEDULER
+from ddpm_jax.interop.layout import make_entries, write_tensors
+from ddpm_jax.interop.names import make_layout
+from ddpm_jax.interop.scheduler import export_scheduler, import_scheduler, passed_over
+from ddpm_jax.interop.unet2d import export_network, import_network
 
 VERSION = "0.42.1"  # of diffusers, whose format is written
-WEIGHTS = "diffusion_pytorch_model"
-KINDS = (".safetensors", ".bin", ".fp16.safetensors", ".fp16.bin")
-# Attention had other names before diffusers 0.17.
-OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 def import_config(
     folder: str | os.PathLike, image_shape: tuple[int, int, int] | None = None
-) -> dict[str, Any]:
-    """Returns the config of a pipeline's or a model's folder.
+) -> tuple[dict[str, Any], list[str]]:
+    """Returns the config of a pipeline's or a model's folder, and what to say of it.
 
-    A folder without a scheduler's config is taken to have a DDPMScheduler with the
-    defaults of diffusers.
+    Without a scheduler's config in the folder or above it, a DDPMScheduler with the
+    defaults of diffusers is assumed, and said.
 
     Args:
       folder: the folder.
@@ -42,47 +41,25 @@ def import_config(
         for.
     """
     folder = Path(folder)
-    _refuse_other_pipelines(folder)
-    path = _model_folder(folder) / "config.json"
-    image_shape, network = _reading(path, import_network, image_shape)
-    sections = dict(image_shape=image_shape, network=network)
+    for place in (folder, folder.resolve().parent):  # it may be a pipeline's `unet/`
+        _refuse_other_pipelines(place)
+    model, notes = folders.model_folder(folder)
+    image_shape, network = _reading(model / CONFIG, import_network, image_shape)
     learned_variance = network["learned_variance"]
-    beside = folder.resolve().parent / "scheduler"  # of a pipeline's `unet/` alone
-    for path in (folder / "scheduler", folder, beside):
-        path = path / "scheduler_config.json"
-        if path.is_file():
-            return sections | _reading(path, import_scheduler, learned_variance)
-    return sections | import_scheduler(None, learned_variance)
-
-
-def weights_file(folder: str | os.PathLike) -> Path:
-    """Returns the file of a folder's weights.
-
-    Raises:
-      OSError: if there is none.
-    """
-    folder = _model_folder(Path(folder))
-    for kind in KINDS:
-        if (folder / f"{WEIGHTS}{kind}").is_file():
-            return folder / f"{WEIGHTS}{kind}"
-    raise OSError(
-        f"no weights in {folder}: {WEIGHTS}.safetensors or .bin is looked for"
-    )
-
-
-def with_new_names(tensors: Tensors) -> Tensors:
-    """Returns tensors with the names of attention that diffusers has today."""
-
-    def renamed(name):
-        *module, part, last = name.split(".")
-        if module[-2:-1] == ["attentions"]:
-            part = OLD_NAMES.get(part, part)
-        return ".".join((*module, part, last))
-
-    return {
-        renamed(name) if name.count(".") > 1 else name: value
-        for name, value in tensors.items()
-    }
+    path = folders.scheduler_file(folder)
+    if path is None:
+        sections = import_scheduler(None, learned_variance)
+        notes.append(
+            f"no {SCHEDULER} in {folder} or above it: assumed are linear β, "
+            f"{sections['schedule']['num_steps']} steps and a network that predicts "
+            "eps; if it was trained otherwise, put the file there"
+        )
+    else:
+        sections = _reading(path, import_scheduler, learned_variance)
+        if not path.is_relative_to(folder):
+            notes.append(f"its scheduler is {path}")
+        notes += [f"{path}: {said}" for said in _reading(path, passed_over)]
+    return dict(image_shape=image_shape, network=network) | sections, notes
 
 
 def export(
@@ -129,7 +106,7 @@ def export(
             (part / name).write_text(json.dumps(content, indent=2) + "\n")
         save_file(
             write_tensors(params, entries),
-            part / "unet" / f"{WEIGHTS}.safetensors",
+            part / "unet" / f"{folders.STEMS[0]}.safetensors",
             metadata={"format": "pt"},
         )
         if folder.exists():
@@ -139,13 +116,6 @@ def export(
         raise OSError(f"cannot write {folder} ({error})") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
-
-
-def _model_folder(folder):
-    for place in (folder / "unet", folder):
-        if (place / "config.json").is_file():
-            return place
-    raise OSError(f"no unet/config.json and no config.json in {folder}")
 
 
 def _refuse_other_pipelines(folder):
@@ -164,8 +134,18 @@ def _refuse_other_pipelines(folder):
 def _reading(path, function, *args):
     """Calls a function with a JSON file's content; errors begin with the path."""
     try:
-        return function(json.loads(path.read_text()), *args)
+        return function(_content(path), *args)
     except OSError as error:
         raise OSError(f"{path}: {error}") from error
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise OSError(f"cannot read {path}, it may be damaged ({error})") from error
+
+
+def _content(path):
+    instead = stand_in(path)
+    if instead:
+        raise OSError(f"it {instead}")
+    content = json.loads(path.read_text())
+    if not isinstance(content, dict):
+        raise OSError(f"it holds {repr(content)[:40]} in the place of keys and values")
+    return content

@@ -5,7 +5,7 @@ linear layer [out, in] and [in, out]. What is linear here may be a 1x1 convoluti
 there; queries, keys and values may be the rows of one tensor.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -123,6 +123,13 @@ def multiples(widths, channels: int) -> list[int]:
     return [width // channels for width in widths]
 
 
+def few(names: Iterable[str], most: int = 3) -> str:
+    """Returns the first of some names and how many more there are, in words."""
+    names = [*names]
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 def _entry(layout, path, shape):
     *module, kind = path
     rows = None
@@ -181,9 +188,4 @@ def _faults(tensors, entries):
         "": misshapen,
         "not finite: ": [n for n in there if not np.isfinite(tensors[n]).all()],
     }
-    return [said + _few(names) for said, names in groups.items() if names]
-
-
-def _few(names, most=3):
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    return [said + few(names) for said, names in groups.items() if names]

@@ -5,11 +5,13 @@ holds neither its model's image size and heads nor its schedule, so the publishe
 are listed here.
 """
 
+import re
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ddpm_jax.interop.layout import Layout, Tensors, multiples, shape_of
+from ddpm_jax.interop.layout import Layout, Tensors, few, multiples, shape_of
 
 PARTS = {
     "norm1": "in_layers.0",
@@ -34,6 +36,9 @@ MODULES = {
     "norm_out": "out.0",
     "conv_out": "out.2",
 }
+CLASSIFIER = "out.2.positional_embedding"
+# The files of openai/consistency_models, which have the same names and shapes.
+PRECONDITIONED = re.compile(r"(cd|ct|edm)_(imagenet64|bedroom256|cat256)(_\w+)?")
 
 
 class Settings(NamedTuple):
@@ -82,6 +87,35 @@ PUBLISHED = {
     "lsun_horse": _GUIDED_256,
     "lsun_horse_nodropout": _GUIDED_256,
 }
+
+
+def refuse_others(name: str, tensors: Tensors) -> None:
+    """Refuses what has the names of such a checkpoint, but is another model.
+
+    Args:
+      name: the file's, without its suffix.
+      tensors: what it holds.
+
+    Raises:
+      OSError: that says what it is.
+    """
+    if PRECONDITIONED.fullmatch(name):
+        raise OSError(
+            "a consistency model or one of Karras et al. (2022), whose network is told "
+            "noise levels and not times: only DDPM's can be imported"
+        )
+    _image_channels(tensors)
+
+
+def averaged_beside(file: Path) -> list[str]:
+    """Returns, in words, where the averages lie that training saved beside a file."""
+    step = re.fullmatch(r"model(\d+)", file.stem)
+    if not step:
+        return []
+    found = [p.name for p in sorted(file.parent.glob(f"ema_*_{step[1]}{file.suffix}"))]
+    if not found:
+        return []
+    return [f"{file} holds raw weights; the averaged ones are in {few(found)}"]
 
 
 def import_config(tensors: Tensors, settings: Settings) -> dict[str, Any]:
@@ -150,12 +184,14 @@ def make_layout(network: dict[str, Any], settings: Settings) -> Layout:
 
 def _image_channels(tensors):
     """Channels of the images, and whether there are as many for a variance."""
+    if CLASSIFIER in tensors:
+        raise OSError("a classifier of noisy images: only denoisers can be imported")
     inside = shape_of(tensors, "input_blocks.0.0.weight")[1]
     outside = shape_of(tensors, "out.2.weight")[0]
     if inside == 6 or outside not in (inside, 2 * inside):
         raise OSError(
             f"a model from {inside} to {outside} channels: those that enlarge images "
-            "or classify them are not supported"
+            "or are given others cannot be imported"
         )
     return inside, outside == 2 * inside
 

@@ -7,11 +7,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ddpm_jax.errors import reason
-from ddpm_jax.interop import diffusers, ermongroup, openai, unet2d
+from ddpm_jax.interop import diffusers, ermongroup, folders, openai
+from ddpm_jax.interop.contents import (
+    DIFFUSERS,
+    ERMONGROUP,
+    OPENAI,
+    only_model,
+    what_else,
+)
 from ddpm_jax.interop.layout import Layout, Tensors, make_entries, read_params
+from ddpm_jax.interop.names import make_layout, with_new_names
 from ddpm_jax.interop.tensors import read_tensors
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+PART = re.compile(r"-\d+-of-\d+$")  # of a model in several files
 HUB_FILES = ["*.json", "*.safetensors", "*.bin"]
 
 
@@ -23,10 +32,12 @@ class Pretrained(NamedTuple):
         loss, denoiser, sampler, timesteps.
       read: (params, which may be abstract) -> its parameters, in that shape; OSError
         where they are of another network.
+      notes: what was chosen or assumed, in words.
     """
 
     config: dict[str, Any]
     read: Callable[[Any], Any]
+    notes: list[str]
 
 
 def open_pretrained(
@@ -50,49 +61,66 @@ def open_pretrained(
         source = _download(str(path))
     if source.is_dir():
         _refuse_settings(source, settings)
-        config = diffusers.import_config(source, image_shape)
-        file = diffusers.weights_file(source)
-        tensors = diffusers.with_new_names(read_tensors(file))
-        return _pretrained(file, config, unet2d.make_layout(config["network"]), tensors)
-    tensors = read_tensors(source)
+        config, notes = diffusers.import_config(source, image_shape)
+        file, chosen = folders.weights_file(folders.model_folder(source)[0])
+        tensors, found = only_model(file, read_tensors(file))
+        return _of_diffusers(file, config, tensors, [*notes, *chosen, *found])
+    if PART.search(source.stem):
+        raise OSError(f"{source} is one of several parts: give the folder")
+    tensors, notes = only_model(source, read_tensors(source))
     try:
-        config, layout = _open_file(source, tensors, settings)
+        return _open_file(source, tensors, settings, image_shape, notes)
     except OSError as error:
         raise OSError(f"{source}: {error}") from error
-    return _pretrained(source, config, layout, tensors)
 
 
-def _pretrained(file: Path, config, layout: Layout, tensors: Tensors) -> Pretrained:
+def _of_diffusers(file, config, tensors, notes) -> Pretrained:
+    layout = make_layout(config["network"])
+    return _pretrained(file, config, layout, with_new_names(tensors), notes)
+
+
+def _pretrained(
+    file: Path, config, layout: Layout, tensors: Tensors, notes: list[str]
+) -> Pretrained:
     def read(like):
         try:
             return read_params(tensors, make_entries(layout, like), like)
         except (OSError, ValueError) as error:
             raise OSError(f"{file} does not fit the model; {error}") from error
 
-    return Pretrained(config, read)
+    return Pretrained(config, read, notes)
 
 
-def _open_file(file, tensors, settings):
-    """The config and the layout of a checkpoint, whose kind its names tell."""
-    if "temb.dense.0.weight" in tensors:
+def _open_file(file, tensors, settings, image_shape, notes):
+    """Opens a checkpoint, whose kind its names tell."""
+    if ERMONGROUP in tensors:
         _refuse_settings(file, settings)
         config = ermongroup.import_config(tensors)
-        return config, ermongroup.make_layout(config["network"])
-    if "input_blocks.0.0.weight" in tensors:
+        layout = ermongroup.make_layout(config["network"])
+        return _pretrained(file, config, layout, tensors, notes)
+    if OPENAI in tensors:
+        openai.refuse_others(file.stem, tensors)
         settings = settings or openai.PUBLISHED.get(file.stem)
         if settings is None:
             raise OSError(
                 "not one of OpenAI's published files, and such a file does not say its "
                 "image size, heads and schedule: give settings, as in --openai "
-                "image_size=64,num_heads=4,schedule=cosine,num_steps=4000"
+                "image_size=64,num_heads=4,schedule=cosine,num_steps=4000 (to train "
+                "on, of ddpm_jax.convert, whose run can be begun from)"
             )
         config = openai.import_config(tensors, settings)
-        return config, openai.make_layout(config["network"], settings)
-    if "time_embedding.linear_1.weight" in tensors:
+        layout = openai.make_layout(config["network"], settings)
+        notes = [*notes, *openai.averaged_beside(file)]
+        return _pretrained(file, config, layout, tensors, notes)
+    if DIFFUSERS not in tensors:
+        raise OSError(what_else(tensors))
+    _refuse_settings(file, settings)
+    if not (file.parent / folders.CONFIG).is_file():
         raise OSError(
             "a file of diffusers, which needs its config.json: give the folder"
         )
-    raise OSError("not the weights of a U-Net of diffusers, OpenAI or ermongroup/ddim")
+    config, said = diffusers.import_config(file.parent, image_shape)
+    return _of_diffusers(file, config, tensors, [*said, *notes])
 
 
 def _refuse_settings(source, settings):

@@ -1,11 +1,12 @@
-"""diffusers' UNet2DModel: its config and its names, in ours and back.
+"""diffusers' UNet2DModel: its config, in ours and back.
 
 Up blocks count from the lowest resolution there, levels from the highest here.
 """
 
 from typing import Any
 
-from ddpm_jax.interop.layout import Layout, multiples
+from ddpm_jax.interop.layout import multiples
+from ddpm_jax.interop.names import OURS
 
 # What diffusers takes where a config does not say.
 DEFAULTS = dict(
@@ -54,6 +55,25 @@ SUPPORTED = dict(
     add_attention=(True,),
     class_embed_type=(None,),
 )
+# Before diffusers 0.2.
+OLD_CLASS = "UNetUnconditionalModel"
+OLD_KEYS = dict(
+    image_size="sample_size",
+    num_res_blocks="layers_per_block",
+    block_channels="block_out_channels",
+    down_blocks="down_block_types",
+    up_blocks="up_block_types",
+    downscale_freq_shift="freq_shift",
+    resnet_num_groups="norm_num_groups",
+    resnet_act_fn="act_fn",
+    resnet_eps="norm_eps",
+    num_head_channels="attention_head_dim",
+)
+# What its EMAModel writes beside these keys: how the weights were averaged.
+OF_AVERAGING = {
+    *("decay", "inv_gamma", "min_decay", "optimization_step", "power"),
+    *("update_after_step", "use_ema_warmup"),
+}
 # A key of ours, which diffusers passes over: how often training dropped labels. Where
 # it is there, the last class is the null class of guidance.
 NULL_CLASS = "_label_dropout"
@@ -61,59 +81,6 @@ NULL_CLASS = "_label_dropout"
 PLAIN = {"down": "DownBlock2D", "up": "UpBlock2D"}
 ATTENTION = {"down": "AttnDownBlock2D", "up": "AttnUpBlock2D"}
 RESIDUAL = {"down": "ResnetDownsampleBlock2D", "up": "ResnetUpsampleBlock2D"}
-# What our U-Net takes where a config does not say.
-OURS = dict(
-    channels=128,
-    channel_mults=(1, 2, 2, 2),
-    num_res_blocks=2,
-    attention_resolutions=(16,),
-    num_heads=1,
-    head_channels=None,
-    dropout=0.0,
-    scale_shift=False,
-    residual_resample=False,
-    num_classes=0,
-    label_dropout=0.0,
-    learned_variance=False,
-    num_groups=32,
-    norm_eps=1e-6,
-    symmetric_padding=False,
-    cos_first=False,
-    frequency_shift=1,
-    index_scale=1.0,
-)
-PARTS = {
-    "norm": "group_norm",
-    "q": "to_q",
-    "k": "to_k",
-    "v": "to_v",
-    "proj_out": "to_out.0",
-    "time_proj": "time_emb_proj",
-    "shortcut": "conv_shortcut",
-}
-MODULES = {
-    "time_0": "time_embedding.linear_1",
-    "time_1": "time_embedding.linear_2",
-    "mid_0_block": "mid_block.resnets.0",
-    "mid_attn": "mid_block.attentions.0",
-    "mid_1_block": "mid_block.resnets.1",
-    "norm_out": "conv_norm_out",
-}
-
-
-def make_layout(network: dict[str, Any]) -> Layout:
-    """Returns how diffusers names the parameters of a network of ours."""
-    network = OURS | network
-    modules, last = dict(MODULES), len(network["channel_mults"]) - 1
-    for i in range(last + 1):
-        down, up = f"down_blocks.{i}", f"up_blocks.{last - i}"
-        modules[f"down_{i}_downsample"] = f"{down}.downsamplers.0"
-        modules[f"up_{i}_upsample"] = f"{up}.upsamplers.0"
-        for j in range(network["num_res_blocks"] + 1):
-            for way, name in [("down", down), ("up", up)]:
-                modules[f"{way}_{i}_{j}_block"] = f"{name}.resnets.{j}"
-                modules[f"{way}_{i}_{j}_attn"] = f"{name}.attentions.{j}"
-    return Layout(modules, PARTS, {"shortcut": 2})
 
 
 def import_network(theirs: dict[str, Any], image_shape=None):
@@ -126,6 +93,7 @@ def import_network(theirs: dict[str, Any], image_shape=None):
     Raises:
       OSError: naming the key and value that our U-Net has nothing for.
     """
+    theirs = renamed(theirs, OLD_KEYS)
     _refuse_what_differs(theirs)
     theirs = DEFAULTS | theirs
     image_shape = _image_shape(theirs, image_shape)
@@ -217,15 +185,42 @@ def refuse(key: str, value, hint: str = "our U-Net has nothing like it") -> OSEr
     return OSError(f"{key} = {value!r} is not supported: {hint}")
 
 
+def renamed(theirs: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    """Returns a config with the keys of today for those of older versions.
+
+    Raises:
+      OSError: if a key is there by both names, with different values.
+    """
+    today = {}
+    for key, value in theirs.items():
+        name = names.get(key, key)
+        if today.setdefault(name, value) != value:
+            raise refuse(key, value, f"as {name} it is {today[name]!r}")
+    return today
+
+
 def _refuse_what_differs(theirs):
     name = theirs.get("_class_name")
-    if name != "UNet2DModel":
-        raise OSError(f"a model of class {name!r}; only UNet2DModel can be imported")
+    if name is None:
+        raise OSError(
+            "no _class_name in it, so it is of no model of diffusers (and a run is one "
+            "once it has checkpoints)"
+        )
+    if name not in ("UNet2DModel", OLD_CLASS):
+        raise OSError(
+            f"a model of class {name!r}; only UNet2DModel, of images in pixels, can be "
+            "imported"
+        )
     for key, value in theirs.items():
         if key in SUPPORTED and value not in SUPPORTED[key]:
             raise refuse(key, value)
-        if key not in DEFAULTS and key[0] != "_" and value not in (None, False):
-            raise refuse(key, value, "UNet2DModel had no such key")
+        known = key in DEFAULTS or key in OF_AVERAGING or key[0] == "_"
+        if not known and value not in (None, False):
+            raise refuse(
+                key,
+                value,
+                "UNet2DModel had no such key; if nothing depends on it, take it out",
+            )
     theirs = DEFAULTS | theirs
     if theirs["time_embedding_dim"] not in (None, 4 * theirs["block_out_channels"][0]):
         raise refuse("time_embedding_dim", theirs["time_embedding_dim"])
@@ -234,6 +229,12 @@ def _refuse_what_differs(theirs):
     for key in ("in_channels", "out_channels", "layers_per_block"):
         if not isinstance(theirs[key], int):
             raise refuse(key, theirs[key], "it must be a whole number")
+    if not isinstance(theirs["attention_head_dim"], (int, type(None))):
+        raise refuse(
+            "attention_head_dim",
+            theirs["attention_head_dim"],
+            "it must be a whole number, or null for one head",
+        )
     groups = theirs["attn_norm_num_groups"]
     if groups is None and theirs["resnet_time_scale_shift"] == "default":
         groups = theirs["norm_num_groups"]
@@ -241,7 +242,10 @@ def _refuse_what_differs(theirs):
         raise refuse("attn_norm_num_groups", groups, "norms must have norm_num_groups")
     if theirs["out_channels"] not in (theirs["in_channels"], 2 * theirs["in_channels"]):
         raise refuse(
-            "out_channels", theirs["out_channels"], "it must be in_channels or twice it"
+            "out_channels",
+            theirs["out_channels"],
+            f"it must be in_channels, {theirs['in_channels']}, or twice it (a model "
+            "that is given more than the noisy image cannot be imported)",
         )
 
 

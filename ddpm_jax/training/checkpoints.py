@@ -232,6 +232,7 @@ class Checkpoints(contextlib.AbstractContextManager):
     def _read(self, step, **items):
         self.wait()
         step = self.find(step)
+        like = items["ema"]
         zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), items)
         args = {name: ocp.args.StandardRestore(item) for name, item in zeros.items()}
         which = f"the checkpoint of step {step} in {self.folder}"
@@ -244,6 +245,9 @@ class Checkpoints(contextlib.AbstractContextManager):
         except MemoryError:  # says nothing of the file
             raise
         except Exception as error:  # Orbax raises anything
+            other = _other_modules(Path(self.folder, f"{step:08}", "ema"), like)
+            if other:
+                raise OSError(f"{which} is of another network: {other}") from error
             raise OSError(f"cannot read {which} ({_cause(error)})") from error
         for name, item in zeros.items():
             _check_shapes(item, restored[name], f"step {step} in {self.folder}")
@@ -296,12 +300,19 @@ def _without_ema(state: TrainState) -> dict:
     return state._replace(ema_params=None)._asdict()
 
 
+def _other_modules(folder: Path, wanted) -> str:
+    """Which modules a checkpoint and a network do not share, in words."""
+    there = {*ocp.StandardCheckpointHandler().metadata(folder).tree}
+    sides = {"it has": there - {*wanted}, "it has no": {*wanted} - there}
+    return ", ".join(f"{k} {', '.join(sorted(v)[:3])}" for k, v in sides.items() if v)
+
+
 def _check_shapes(wanted, found, where: str) -> None:
     for (path, a), b in zip(
         jax.tree.leaves_with_path(wanted), jax.tree.leaves(found), strict=True
     ):
         if a.shape != b.shape:
-            name = jax.tree_util.keystr(path)
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
             raise OSError(
                 f"the checkpoint of {where} is of another network: {name} is {b.shape} "
                 f"there and {a.shape} in the config"

@@ -75,6 +75,14 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
         if not text.startswith(_OVERRIDE):
             parser.error(f"unrecognized argument: {text}")
     args.overrides = [text.removeprefix(_OVERRIDE) for text in rest]
+    paths = [text.partition("=")[0] for text in args.overrides]
+    for i, path in enumerate(paths):
+        undone = {path, path.partition(".")[0]} & {*paths[i + 1 :]}
+        for later in undone:
+            print(
+                f"warning: --config.{path} has no effect: --config.{later} follows it",
+                file=sys.stderr,
+            )
     return args
 
 

@@ -86,7 +86,12 @@ def clip(
       high: largest value of a clean image.
       rederive: whether eps follows the clipped x_0, as in the posterior mean of Ho et
         al. (2020), or stays as predicted, as in the DDIM sampler of diffusers.
+
+    Raises:
+      ValueError: for an empty range.
     """
+    if not low < high:
+        raise ValueError(f"the range must have low < high, got {low}, {high}")
     return _bound(denoiser, schedule, lambda x_0: jnp.clip(x_0, low, high), rederive)
 
 
@@ -111,10 +116,12 @@ def threshold(
       rederive: as in `clip`.
 
     Raises:
-      ValueError: for a percentile outside its range.
+      ValueError: for a percentile or a bound outside its range.
     """
     if not 0 < percentile <= 100:
         raise ValueError(f"percentile must lie in (0, 100], got {percentile}")
+    if not largest >= 1:
+        raise ValueError(f"largest must be 1 or more, got {largest}")
 
     def bounded(x_0):
         axes = tuple(range(1, x_0.ndim))

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from ddpm_jax.diffusion.process import Images, Prediction, from_x_0, parameterization
-from ddpm_jax.diffusion.schedules import Schedule, Times
+from ddpm_jax.diffusion.schedules import Schedule, Times, check_times
 
 # (x_t [batch, ...], t scalar or [batch], cond=None) -> Prediction
 Denoiser = Callable[..., Prediction]
@@ -59,11 +59,13 @@ def from_network(
     """Makes a denoiser of a network that predicts "eps", "x_0" or "v".
 
     Raises:
-      ValueError: see `process.parameterization`.
+      ValueError: see `process.parameterization`; from the denoiser, for times outside
+        1 ... T.
     """
     read = parameterization(predicts, schedule).read
 
     def denoiser(x_t, t, cond=None):
+        check_times(schedule, t, first=1)
         output, fraction = call_network(apply, params, x_t, t, cond)
         return read(schedule, x_t, t, output)._replace(fraction=fraction)
 

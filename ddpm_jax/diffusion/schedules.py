@@ -79,8 +79,13 @@ def log_snr(schedule: Schedule, t: Times) -> Float[Array, "*batch"]:
     return table[below] + (t - below) * (table[below + 1] - table[below])
 
 
-def check_times(schedule: Schedule, t: Times) -> None:
+def check_times(schedule: Schedule, t: Times, first: int = 0) -> None:
     """Refuses times that the table would wrap or clamp; those traced pass.
+
+    Args:
+      schedule: the noise schedule.
+      t: whole times, or floating-point ones, which have to be 1 or later.
+      first: the earliest that is allowed.
 
     Raises:
       ValueError: naming the range, and what was found.
@@ -88,7 +93,7 @@ def check_times(schedule: Schedule, t: Times) -> None:
     if isinstance(t, jax.core.Tracer):
         return
     times, last = np.asarray(t), schedule.num_steps
-    first = 0 if np.issubdtype(times.dtype, np.integer) else 1
+    first = first if np.issubdtype(times.dtype, np.integer) else 1
     if times.size and not np.all((first <= times) & (times <= last)):
         raise ValueError(
             f"times must lie in {first} ... {last}, got {times.min()} ... {times.max()}"

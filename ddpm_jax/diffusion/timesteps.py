@@ -114,13 +114,17 @@ def custom(schedule: Schedule, times) -> Timesteps:
     """The given times, noisiest first; 0 is added at the end if it is not there.
 
     Raises:
-      ValueError: if they are not whole, strictly decreasing and within 0 ... T.
+      ValueError: if they are not whole, strictly decreasing and within 0 ... T, or
+        there is none but 0.
     """
     given, num_times = np.asarray(times), schedule.num_steps
     if given.ndim != 1 or given.size == 0 or not np.issubdtype(given.dtype, np.integer):
         raise ValueError("times must be a non-empty list of whole numbers")
-    if np.any(given[1:] >= given[:-1]) or given[0] > num_times or given[-1] < 0:
-        raise ValueError(f"times must decrease strictly within {num_times} ... 0")
+    falls = np.all(given[1:] < given[:-1])
+    if not (falls and 1 <= given[0] <= num_times and given[-1] >= 0):
+        raise ValueError(
+            f"times must decrease strictly within {num_times} ... 0, from 1 or more"
+        )
     return _descending(given)
 
 

@@ -301,9 +301,9 @@ def _trace(experiment):
         "optimizer", jax.eval_shape, experiment.tx.update, params, opt_state, params
     )
     batch = {
-        "image": np.zeros((2, *experiment.image_shape), np.uint8),
-        "label": np.zeros(2, np.int32),
-        "id": np.zeros(2, np.uint32),
+        "image": jax.ShapeDtypeStruct((2, *experiment.image_shape), np.uint8),
+        "label": jax.ShapeDtypeStruct((2,), np.int32),
+        "id": jax.ShapeDtypeStruct((2,), np.uint32),
     }
     key = random_key(0)
     attempt("loss", jax.eval_shape, experiment.loss_fn, params, batch, key)

@@ -21,6 +21,10 @@ def of_training(config: dict[str, Any]) -> list[str]:
       ConfigError: for what cannot be meant.
     """
     options, image_shape = train_options(config), tuple(config["image_shape"])
+    if options.num_steps >= 2**31:
+        raise ConfigError(
+            f"config.train.num_steps must be below 2**31, got {options.num_steps}"
+        )
     if options.sample_every and image_shape[2] not in images.CHANNELS:
         raise ConfigError(
             f"images of {image_shape[2]} channels cannot be drawn as pictures: give "

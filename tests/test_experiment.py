@@ -127,6 +127,11 @@ def test_mistakes_are_named(mistake):
     assert "\n" not in str(caught.value)
 
 
+def test_checking_a_config_takes_no_memory():
+    """Of images of a petabyte."""
+    experiment.build(digits("image_shape=16777216,16777216,1"))
+
+
 def test_eps_at_zero_terminal_snr():
     changes = ("schedule.zero_terminal_snr=True", "loss.predicts=eps")
     experiment.build(digits(changes[0]))
@@ -232,6 +237,7 @@ def test_nothing_is_odd_about_a_recipe(path):
 CONTRADICTIONS = {
     "train.num_steps=10000 optimizer.decay_steps=2500": "config.optimizer: the learning"
     " rate is 0 from decay_steps 2500 on, but .* to step 10000: give decay_steps=10000",
+    "train.num_steps=2147483648": "config.train.num_steps must be below 2..31",
     "image_shape=8,8,4": "images of 4 channels cannot be drawn .*sample_every=0",
 }
 

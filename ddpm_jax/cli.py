@@ -79,10 +79,7 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     for i, path in enumerate(paths):
         undone = {path, path.partition(".")[0]} & {*paths[i + 1 :]}
         for later in undone:
-            print(
-                f"warning: --config.{path} has no effect: --config.{later} follows it",
-                file=sys.stderr,
-            )
+            print(f"warning: --config.{path} has no effect: --config.{later} follows")
     return args
 
 

@@ -133,7 +133,7 @@ def noise_of(pictures: np.ndarray) -> float:
     In values of 0 ... 255, and at least a hundredth of one.
     """
     levels = editing.noise_level(images.to_float(pictures))
-    return max(float(np.median(levels)) * 127.5, 0.01)
+    return float(np.clip(np.median(levels) * 127.5, 0.01, 255))
 
 
 def denoised(run: Experiment, pictures: np.ndarray, std: float) -> Edit:
@@ -147,11 +147,11 @@ def denoised(run: Experiment, pictures: np.ndarray, std: float) -> Edit:
     Raises:
       ConfigError: where that is not positive, or more than the model knows.
     """
-    most = 127.5 * float(np.exp(-run.schedule.log_snr[-1] / 2))
+    most = min(255.0, 127.5 * float(np.exp(-run.schedule.log_snr[-1] / 2)))
     if not 0 < std <= most:
         raise ConfigError(
-            f"--denoise must be a standard deviation within 0 ... 255, above 0, and at "
-            f"most {most:.0f}, all the noise of this model, got {std:g}"
+            f"--denoise must be a standard deviation above 0, and at most {most:.0f} "
+            f"with this model, got {std:g}"
         )
     first = round(float(editing.time_of_noise(run.schedule, std / 127.5)))
     times = timesteps.from_time(run.timesteps, first)

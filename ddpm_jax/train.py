@@ -12,7 +12,6 @@ import contextlib
 import functools
 import itertools
 import os
-import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -175,9 +174,7 @@ def _open(workdir, experiment, settings, stack):
 def _warn(settings):
     """Says what is odd about a training."""
     for remark in remarks.of_training(settings):
-        processes.on_first(
-            lambda text=remark: print(f"warning: {text}", file=sys.stderr)
-        )
+        processes.on_first(lambda text=remark: print(f"warning: {text}"))
 
 
 def _keys(settings):

@@ -69,7 +69,7 @@ def test_a_list_of_one_may_be_given_as_its_item(recipe, key):
 def test_an_override_that_another_undoes_is_named(given, said, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["x", *(f"--config.{text}" for text in given)])
     assert cli.parse(cli.parser("")).overrides == given
-    lines = capsys.readouterr().err.splitlines()
+    lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(said)
     assert all(text in line for text, line in zip(said, lines, strict=True))
 

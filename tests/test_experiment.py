@@ -261,7 +261,7 @@ def test_channels_without_pictures_are_trained():
 def test_remarks_are_said_before_anything_is_read(tmp_path, capsys):
     with pytest.raises(ConfigError, match="config.data"):
         train.train(digits("train.num_steps=5", "data.name=none"), tmp_path / "r")
-    (line,) = capsys.readouterr().err.splitlines()
+    (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("warning: optimizer.warmup_steps 100 are not over")
 
 

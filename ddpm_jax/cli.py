@@ -75,11 +75,6 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
         if not text.startswith(_OVERRIDE):
             parser.error(f"unrecognized argument: {text}")
     args.overrides = [text.removeprefix(_OVERRIDE) for text in rest]
-    paths = [text.partition("=")[0] for text in args.overrides]
-    for i, path in enumerate(paths):
-        undone = {path, path.partition(".")[0]} & {*paths[i + 1 :]}
-        for later in undone:
-            print(f"warning: --config.{path} has no effect: --config.{later} follows")
     return args
 
 
@@ -105,6 +100,9 @@ def run(main: Callable[[argparse.Namespace], int | None], args) -> NoReturn:
         _join(args)
         _cache_programs()
         agree({"ddpm_jax": VERSION, **_shared(sys.argv[1:])})
+        for path, later in config.undone(args.overrides):
+            told = f"warning: --config.{path} has no effect: --config.{later} follows"
+            processes.on_first(lambda told=told: print(told))
         code = main(args)
     except KeyboardInterrupt:
         code = _failed("interrupted", 130)

@@ -121,6 +121,17 @@ def override(config: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]
     return config
 
 
+def undone(overrides: Iterable[str]) -> list[tuple[str, str]]:
+    """Returns the paths of overrides that a later one undoes, each with the later's."""
+    paths = [text.partition("=")[0] for text in overrides]
+    return [
+        (path, later)
+        for i, path in enumerate(paths)
+        for later in paths[i + 1 :]
+        if later in (path, path.partition(".")[0])
+    ]
+
+
 def keys(config: dict[str, Any]) -> list[str]:
     """Returns all keys of a config, as in "optimizer.learning_rate"."""
     return list(_flat(config))

@@ -32,7 +32,6 @@ def get_config():
             learning_rate=2e-3,
             warmup_steps=100,
             decay="cosine",
-            decay_steps=2500,
         ),
         denoiser=dict(clip=True, guidance_scale=1.0),
         sampler=dict(name="ddim", eta=0.0),

@@ -101,6 +101,9 @@ def run(main: Callable[[argparse.Namespace], int | None], args) -> NoReturn:
         _join(args)
         _cache_programs()
         agree({"ddpm_jax": VERSION, **_shared(sys.argv[1:])})
+        for path, later in config.undone(args.overrides):
+            told = f"warning: --config.{path} has no effect: --config.{later} follows"
+            processes.on_first(lambda told=told: print(told))
         code = main(args)
     except KeyboardInterrupt:
         code = _failed("interrupted", 130)

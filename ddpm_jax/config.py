@@ -29,6 +29,12 @@ SECTIONS = (
     "evaluation",
 )
 VALUES = ("image_shape", "seed", "init_from")
+# Lists that may have one item, which can then be given as it is.
+LISTS = (
+    ("network", "channel_mults"),
+    ("network", "attention_resolutions"),
+    ("timesteps", "times"),
+)
 
 
 class ConfigError(Exception):
@@ -109,7 +115,21 @@ def override(config: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]
         else:
             config[section] = literal(value)
     _check(config)
+    for section, key in LISTS:
+        if type(config.get(section, {}).get(key)) is int:
+            config[section][key] = [config[section][key]]
     return config
+
+
+def undone(overrides: Iterable[str]) -> list[tuple[str, str]]:
+    """Returns the paths of overrides that a later one undoes, each with the later's."""
+    paths = [text.partition("=")[0] for text in overrides]
+    return [
+        (path, later)
+        for i, path in enumerate(paths)
+        for later in paths[i + 1 :]
+        if later in (path, path.partition(".")[0])
+    ]
 
 
 def keys(config: dict[str, Any]) -> list[str]:
@@ -155,13 +175,13 @@ def _check(config):
     if not (
         isinstance(shape, list)
         and len(shape) == 3
-        and all(isinstance(side, int) and side > 0 for side in shape)
+        and all(type(side) is int and side > 0 for side in shape)
     ):
         raise ConfigError(
             f"config.image_shape must be (height, width, channels), got {shape!r}"
         )
     seed = config.get("seed", 0)
-    if not isinstance(seed, int) or not 0 <= seed < 2**63:
+    if type(seed) is not int or not 0 <= seed < 2**63:
         raise ConfigError(f"config.seed must be a whole number from 0, got {seed!r}")
     if not isinstance(config.get("init_from"), (str, type(None))):
         raise ConfigError("config.init_from must be the path of a trained model")

@@ -87,11 +87,17 @@ def painted(
         is a fifth of the walk, at most the authors' 10 steps.
 
     Raises:
-      ConfigError: for a mask that leaves nothing to do, or too few repeats.
+      ConfigError: for a mask of nothing or of everything, or too few repeats.
     """
     if not mask.any():
         raise ConfigError(
-            "--mask is black everywhere: make white what is to be painted"
+            "--mask is black everywhere, or transparent: make white what is to be "
+            "painted"
+        )
+    if mask.all():
+        raise ConfigError(
+            "--mask is white everywhere, so that nothing of the picture would stay: "
+            "make black what is to be kept"
         )
     if repeats < 1:
         raise ConfigError(f"--repaint must be at least 1, got {repeats}")
@@ -122,9 +128,12 @@ def measured(run: Experiment, pictures: np.ndarray, by: inverse.Measurement) -> 
 
 
 def noise_of(pictures: np.ndarray) -> float:
-    """Estimates the standard deviation of their noise, 0 ... 255, the median of all."""
+    """Estimates the standard deviation of their noise, the median of all.
+
+    In values of 0 ... 255, and at least a hundredth of one.
+    """
     levels = editing.noise_level(images.to_float(pictures))
-    return float(np.median(levels)) * 127.5
+    return float(np.clip(np.median(levels) * 127.5, 0.01, 255))
 
 
 def denoised(run: Experiment, pictures: np.ndarray, std: float) -> Edit:
@@ -134,9 +143,17 @@ def denoised(run: Experiment, pictures: np.ndarray, std: float) -> Edit:
       run: the model.
       pictures: uint8 [num, height, width, channels].
       std: the standard deviation of their noise, in values of 0 ... 255.
+
+    Raises:
+      ConfigError: where that is not positive, or more than the model knows.
     """
-    level = max(std / 127.5, 1e-6)
-    first = round(float(editing.time_of_noise(run.schedule, level)))
+    most = min(255.0, 127.5 * float(np.exp(-run.schedule.log_snr[-1] / 2)))
+    if not 0 < std <= most:
+        raise ConfigError(
+            f"--denoise must be a standard deviation above 0, and at most {most:.0f} "
+            f"with this model, got {std:g}"
+        )
+    first = round(float(editing.time_of_noise(run.schedule, std / 127.5)))
     times = timesteps.from_time(run.timesteps, first)
     alpha, _ = schedules.alpha_sigma(run.schedule, first)
     return Edit(
@@ -221,15 +238,49 @@ def read(paths: Sequence[str], image_shape: Sequence[int], fit=True) -> np.ndarr
       ConfigError: naming the file that is missing, no picture, or of another size.
     """
     (height, width, channels), pictures = image_shape, []
+    if channels not in images.CHANNELS:
+        raise ConfigError(f"a model of {channels} channels is not one of pictures")
     for path in paths:
-        try:
-            pixels = images.read(path, channels)
-        except FileNotFoundError as error:
-            raise ConfigError(f"there is no picture {path}") from error
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"cannot read the picture {path}: {error}") from error
+        pixels = _pixels(path, channels, "white")
         if pixels.shape[:2] != (height, width) and not fit:
             size = "x".join(map(str, pixels.shape[:2]))
             raise ConfigError(f"{path} is {size}, but must be {height}x{width} here")
         pictures.append(images.resize_and_crop(pixels, (height, width)))
     return np.stack(pictures)
+
+
+def read_mask(
+    path: str, pictures: Sequence[str], image_shape: Sequence[int]
+) -> np.ndarray:
+    """Reads where to paint: bool [height, width, 1], True where the mask is white.
+
+    What is transparent counts as black: there the picture stays.
+
+    Args:
+      path: the mask, in the shape of the pictures or of the model's images.
+      pictures: the files that it is for, which are cut to that shape too.
+      image_shape: (height, width, channels).
+
+    Raises:
+      ConfigError: naming what cannot be read, or has another shape.
+    """
+    size, pixels = tuple(image_shape[:2]), _pixels(path, 1, "black")
+    height, width = pixels.shape[:2]
+    for picture in pictures:
+        h, w = _pixels(picture, 1, "white").shape[:2]
+        apart = abs(height * w - width * h)  # of sides that were rounded, half of one
+        if (height, width) != size and 2 * apart > max(height + width, h + w):
+            raise ConfigError(
+                f"--mask {path} is {height}x{width}, but {picture} is {h}x{w}: give a "
+                f"mask of that shape, or of {size[0]}x{size[1]}"
+            )
+    return images.resize_and_crop(pixels, size) > 127
+
+
+def _pixels(path, channels, background):
+    try:
+        return images.read(path, channels, background)
+    except FileNotFoundError as error:
+        raise ConfigError(f"there is no picture {path}") from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read the picture {path}: {error}") from error

@@ -26,6 +26,7 @@ from ddpm_jax.diffusion import (
 )
 from ddpm_jax.diffusion import timesteps as timesteps_module
 from ddpm_jax.training import optimizers, parallel
+from ddpm_jax.training.keys import random_key
 from ddpm_jax.training.state import TrainState, init_state, make_train_step
 
 
@@ -124,18 +125,20 @@ def build(config: dict[str, Any]) -> Experiment:
     """
     image_shape = tuple(config["image_shape"])
     num_classes = config.get("network", {}).get("num_classes", 0)
-    schedule = _schedule(config)
+    schedule = make_schedule(config)
     network = make(config, "network", networks, networks.Network)
     predicts = config.get("loss", {}).get("predicts", "eps")
     loss_fn = make(config, "loss", losses, losses.LossFn, network.apply, schedule)
+    end = train_options(config).num_steps if "train" in config else None
+    settings = config.get("optimizer", {})
     tx, learning_rate = call(
-        config.get("optimizer", {}), "optimizer", optimizers.make_optimizer
+        settings, "optimizer", optimizers.make_optimizer, num_steps=end
     )
     sampler = make(config, "sampler", samplers, samplers.Sampler, schedule)
     timesteps = make(
         config, "timesteps", timesteps_module, timesteps_module.Timesteps, schedule
     )
-    has_null = num_classes and config["network"].get("label_dropout")
+    has_null = bool(num_classes and config["network"].get("label_dropout"))
     null = num_classes if has_null else None
     transform = call(
         config.get("denoiser", {}),
@@ -144,7 +147,16 @@ def build(config: dict[str, Any]) -> Experiment:
         schedule,
         null,
     )
-    parts = {"predicts": predicts, "transform": transform}
+
+    def known(denoiser):
+        def checked(x_t, t, labels=None):
+            if num_classes and labels is not None:
+                networks.check_labels(labels, num_classes + has_null)
+            return denoiser(x_t, t, labels)
+
+        return checked
+
+    parts = {"predicts": predicts, "transform": lambda d: known(transform(d))}
     sample_fn = sampling.make_sample_fn(
         network.apply, schedule, sampler, timesteps, image_shape, **parts
     )
@@ -167,6 +179,25 @@ def build(config: dict[str, Any]) -> Experiment:
     )
     _trace(experiment)
     return experiment
+
+
+def make_schedule(config: dict[str, Any]) -> schedules.Schedule:
+    """Makes the schedule of a config.
+
+    Raises:
+      ConfigError: see `build`.
+    """
+    section = dict(config.get("schedule", {}))
+    rescale = section.pop("zero_terminal_snr", False)
+    if not isinstance(rescale, bool):
+        raise ConfigError(
+            f"config.schedule.zero_terminal_snr must be True or False, got {rescale!r}"
+        )
+    config = {**config, "schedule": section}
+    schedule = make(config, "schedule", schedules, schedules.Schedule)
+    if rescale:
+        schedule = attempt("schedule", schedules.zero_terminal_snr, schedule)
+    return schedule
 
 
 def complete(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -238,20 +269,19 @@ def train_step(experiment: Experiment, options: TrainOptions) -> Callable:
     return step
 
 
-def random_key(seed: int) -> jax.Array:
-    """Returns the key of a seed, always Threefry's.
-
-    With another generator, as JAX_DEFAULT_PRNG_IMPL may ask for, what an example draws
-    would depend on the batch that it is in.
-    """
-    return jax.random.key(seed, impl="threefry2x32")
-
-
 def sample_labels(num_classes: int, num: int, labels=None) -> np.ndarray | None:
-    """Returns a label for each of `num` images: all classes in turn, or those given."""
+    """Returns a label for each of `num` images: all classes in turn, or those given.
+
+    Raises:
+      ValueError: for labels that are no classes, or none at all.
+    """
     if num_classes == 0:
         return None
-    return np.resize(np.arange(num_classes) if labels is None else labels, num)
+    labels = np.arange(num_classes) if labels is None else np.asarray(labels)
+    if not labels.size:
+        raise ValueError("give at least one label, or None for all classes")
+    networks.check_labels(labels, num_classes)
+    return np.resize(labels, num)
 
 
 def sample_keys(seed: int, num: int) -> jax.Array:
@@ -271,29 +301,15 @@ def _trace(experiment):
         "optimizer", jax.eval_shape, experiment.tx.update, params, opt_state, params
     )
     batch = {
-        "image": np.zeros((2, *experiment.image_shape), np.uint8),
-        "label": np.zeros(2, np.int32),
-        "id": np.zeros(2, np.uint32),
+        "image": jax.ShapeDtypeStruct((2, *experiment.image_shape), np.uint8),
+        "label": jax.ShapeDtypeStruct((2,), np.int32),
+        "id": jax.ShapeDtypeStruct((2,), np.uint32),
     }
     key = random_key(0)
     attempt("loss", jax.eval_shape, experiment.loss_fn, params, batch, key)
     labels = batch["label"] if experiment.num_classes else None
     keys = jax.random.split(key, 2)
     attempt("sampler", jax.eval_shape, experiment.sample_fn, params, keys, labels)
-
-
-def _schedule(config):
-    section = dict(config.get("schedule", {}))
-    rescale = section.pop("zero_terminal_snr", False)
-    if not isinstance(rescale, bool):
-        raise ConfigError(
-            f"config.schedule.zero_terminal_snr must be True or False, got {rescale!r}"
-        )
-    config = {**config, "schedule": section}
-    schedule = make(config, "schedule", schedules, schedules.Schedule)
-    if rescale:
-        schedule = attempt("schedule", schedules.zero_terminal_snr, schedule)
-    return schedule
 
 
 def _on_device(batch, num_classes):

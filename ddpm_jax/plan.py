@@ -59,7 +59,7 @@ def plan(
       batch_size: images of a step, on all devices.
       devices: how many devices share them.
     """
-    state, key = experiment.abstract_state(), jax.eval_shape(experiments.random_key, 0)
+    state, key = experiment.abstract_state(), experiments.random_key(0)
     num_bytes = _num_bytes(state.params)
     part = math.ceil(batch_size / (devices * options.num_microbatches))
     labels = _shape((part,), np.int32)

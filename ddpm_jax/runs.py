@@ -16,7 +16,8 @@ from ddpm_jax.training.checkpoints import Checkpoints
 from ddpm_jax.training.checksums import DamagedError
 
 # What may change when a run goes on; anything else would make it another run. The
-# learning rate and clipping are there so that a run which diverged can be saved, and
+# learning rate and clipping are there so that a run which diverged can be saved, its
+# decay so that it ends with a longer run, and
 # what costs computation instead of memory so that one can go on where there is less.
 # What rounds otherwise is among it, as other devices do: microbatches, steps of a call.
 MAY_CHANGE = (
@@ -30,6 +31,7 @@ MAY_CHANGE = (
     "evaluation.",
     "network.remat",
     "optimizer.clip_norm",
+    "optimizer.decay",
     "optimizer.learning_rate",
     "sampler.",
     "timesteps.",

@@ -108,7 +108,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         "--interpolate", type=int, metavar="N", help="none: rows of N, noise to noise"
     )
     add = group.add_argument
-    add("--mask", metavar="FILE", help="of --inpaint: white where to paint")
+    add(
+        "--mask",
+        metavar="FILE",
+        help="of --inpaint: white where to paint, black or transparent where not",
+    )
     add(
         "--repaint",
         type=int,
@@ -131,10 +135,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         "--denoise",
         type=float,
         nargs="?",
-        const=0.0,
+        const=True,
         metavar="STD",
-        help="--init is noisy: clean it, of noise of this standard deviation, 0 to 255 "
-        "(default: estimated)",
+        help="--init is noisy: clean it, of noise of this standard deviation, above 0, "
+        "to 255 (default: estimated)",
     )
     return parser
 
@@ -150,8 +154,14 @@ def order(args: argparse.Namespace) -> Order:
     _tell_nothing(args, model.config)
     settings = arguments.sampling(model.config, args)
     run = experiment.build(settings)
-    edit, labels = _edit(args, run), _labels(args, run)
     watched = bool(args.gif or args.trajectory)
+    shown = watched or Path(args.out).suffix.lower() != ".npz"
+    if shown and run.image_shape[2] not in images.CHANNELS:
+        raise ConfigError(
+            f"images of {run.image_shape[2]} channels cannot be shown: give --out an "
+            ".npz, and no --gif or --trajectory"
+        )
+    edit, labels = _edit(args, run), _labels(args, run)
     kept = 2 * args.num * len(edit.timesteps) * np.prod(run.image_shape)
     if watched and kept > MOST_WATCHED:
         raise ConfigError(
@@ -225,7 +235,7 @@ def _edit(args, run) -> Edit:
         return pictures[np.arange(args.num) % len(pictures)]
 
     if args.inpaint:
-        (mask,) = edits.read([args.mask], (height, width, 1)) > 127
+        mask = edits.read_mask(args.mask, args.inpaint, run.image_shape)
         repeats = 10 if args.repaint is None else args.repaint
         return edits.painted(run, read(args.inpaint, run.image_shape), mask, repeats)
     if not args.init:
@@ -246,7 +256,9 @@ def _edit(args, run) -> Edit:
         return edits.measured(run, grey, inverse.grey())
     pictures = read(args.init, run.image_shape)
     if args.denoise is not None:
-        std = args.denoise or edits.noise_of(pictures[: len(args.init)])
+        std = args.denoise
+        if std is True:
+            std = edits.noise_of(pictures[: len(args.init)])
         print(f"taking off noise of standard deviation {std:.1f} (of 255)")
         return edits.denoised(run, pictures, std)
     strength = STRENGTH if args.strength is None else args.strength

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ddpm_jax import beginnings, cli, config, datasets, plan, runs
+from ddpm_jax import beginnings, cli, config, datasets, plan, remarks, runs
 from ddpm_jax import experiment as experiments
 from ddpm_jax.compiled import estimates
 from ddpm_jax.config import ConfigError
@@ -54,6 +54,7 @@ def train(settings: dict[str, Any], workdir: str | os.PathLike) -> int:
         experiment = experiments.build(settings)
         options = experiments.train_options(settings)
         scoring = progress.options_of(settings)
+        _warn(settings)
         feed = datasets.make_feed(settings, options.num_microbatches)
         options = _with_calls(options, experiment, settings["data"]["batch_size"])
     score_params = None
@@ -180,6 +181,12 @@ def _open(workdir, experiment, settings, feed, stack):
     return checkpoints, jax.device_get(state), [*damaged, *notes]
 
 
+def _warn(settings):
+    """Says what is odd about a training."""
+    for remark in remarks.of_training(settings):
+        processes.on_first(lambda text=remark: print(f"warning: {text}"))
+
+
 def _keys(settings):
     """Those of the first parameters and of training."""
     return jax.random.split(experiments.random_key(settings.get("seed", 0)))
@@ -301,6 +308,8 @@ def main(args: argparse.Namespace) -> int:
     """Trains as the command line says."""
     with cli.together():
         settings = config.load(args.config, args.overrides)
+    if args.plan is not None:
+        _warn(settings)
     if isinstance(args.plan, str):
         print(estimates.describe(settings, args.plan, by_module=args.by is not None))
         return 0

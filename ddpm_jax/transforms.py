@@ -39,6 +39,8 @@ def make_transform(
       ValueError: for guidance of a network without a null class, and for settings of
         what is not used.
     """
+    if not math.isfinite(guidance_scale):
+        raise ValueError(f"guidance_scale must be a number, got {guidance_scale}")
     if guidance_scale != 1 and null is None:
         raise ValueError(
             "guidance_scale needs a network trained with num_classes and label_dropout"
@@ -50,7 +52,10 @@ def make_transform(
     if not 0 <= guidance_rescale <= 1:
         raise ValueError(f"guidance_rescale must lie in [0, 1], got {guidance_rescale}")
     if guidance_interval is not None and len(guidance_interval) != 2:
-        raise ValueError("guidance_interval must be two noise levels, as in 0.2,3")
+        raise ValueError(
+            "guidance_interval must be two noise levels, as in 0.2,3, got "
+            f"{guidance_interval}"
+        )
     if dynamic_percentile is not None and not clip:
         raise ValueError("dynamic_percentile needs clip=True")
     if dynamic_largest is not None and dynamic_percentile is None:

@@ -83,5 +83,7 @@ def test_refusals():
         scored(times=np.array([40, 0], np.int32))
     with pytest.raises(ValueError, match="chunk must divide the 40 steps"):
         scored(chunk=7)
+    with pytest.raises(ValueError, match="chunk must divide the 40 steps, got -1"):
+        scored(chunk=-1)
     with pytest.raises(ValueError, match="needs a network with learned_variance"):
         scored(variance="learned_range")

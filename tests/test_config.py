@@ -45,6 +45,23 @@ def test_a_section_can_be_given_anew(recipe):
     assert made["data"] == {"name": "folder", "path": "x"}
 
 
+@pytest.mark.parametrize(
+    "key",
+    ["network.channel_mults", "network.attention_resolutions", "timesteps.times"],
+)
+def test_a_list_of_one_may_be_given_as_its_item(recipe, key):
+    section, _, name = key.partition(".")
+    for text in ("4", "4,", "[4]"):
+        assert config.load(recipe, [f"{key}={text}"])[section][name] == [4]
+
+
+def test_an_override_that_another_undoes_is_named():
+    assert config.undone(["seed=1", "data.flip=True", "data.path=x"]) == []
+    assert config.undone(["data={}", "data.flip=True"]) == []
+    assert config.undone(["seed=1", "seed=2"]) == [("seed", "seed")]
+    assert config.undone(["data.flip=True", "data={}"]) == [("data.flip", "data")]
+
+
 def test_overrides_of_plain_values(recipe):
     made = config.load(recipe, ["seed=7", "image_shape=4,6,3"])
     assert made["seed"] == 7 and made["image_shape"] == [4, 6, 3]
@@ -60,6 +77,11 @@ def test_overrides_of_plain_values(recipe):
         ("data=1", "config.data must be a dict, got 1"),
         ("image_shape=8", "image_shape must be .height, width, channels., got 8"),
         ("seed=x", "seed must be a whole number from 0, got 'x'"),
+        ("seed=-1", "seed must be a whole number from 0, got -1"),
+        ("seed=True", "seed must be a whole number from 0, got True"),
+        ("image_shape=8,8,True", "image_shape must be .*, got .8, 8, True"),
+        ("image_shape=8,0,1", "image_shape must be .*, got .8, 0, 1"),
+        ("Data.name=1", "did you mean 'data.name'"),
     ],
 )
 def test_bad_overrides(recipe, text, message):

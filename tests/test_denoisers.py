@@ -142,3 +142,12 @@ def test_a_learned_variance_rides_along():
     ):
         fraction = wrapped(X, 500, LABELS).fraction
         np.testing.assert_allclose(fraction, expected, rtol=1e-6)
+
+
+def test_bounds_that_bound_nothing_are_refused():
+    schedule = schedules.linear()
+    with pytest.raises(ValueError, match="low < high, got 1.0, -1.0"):
+        denoisers.clip(denoisers.clip, schedule, 1.0, -1.0)
+    for settings in ({"percentile": 0.0}, {"percentile": np.nan}, {"largest": 0.5}):
+        with pytest.raises(ValueError, match="must"):
+            denoisers.threshold(denoisers.clip, schedule, **settings)

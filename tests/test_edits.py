@@ -63,6 +63,35 @@ def test_inpainting_keeps_the_rest_of_the_picture(draw, picture, tmp_path):
     assert (drawn[0] != drawn[1]).any()
 
 
+def test_a_mask_is_cut_as_its_pictures_are(tmp_path):
+    """In their shape, or in that of the model; what is transparent stays."""
+    pixels = np.zeros((10, 20, 4), np.uint8)
+    pixels[:, :, :3] = 255  # white, but only this is there:
+    pixels[:, 5:10, 3] = 255
+    Image.fromarray(pixels).save(tmp_path / "mask.png")
+    wide, square = tmp_path / "wide.png", tmp_path / "square.png"
+    images.save_png(wide, np.zeros((40, 80, 3), np.uint8))
+    images.save_png(square, np.zeros((5, 5, 3), np.uint8))
+    mask = edits.read_mask(tmp_path / "mask.png", [wide], (10, 10, 3))
+    np.testing.assert_array_equal(mask[..., 0], np.tile(np.arange(10) < 5, (10, 1)))
+    edits.read_mask(tmp_path / "mask.png", [wide, square], (10, 20, 3))
+    with pytest.raises(ConfigError, match="mask.png is 10x20, but .*square.png is 5x5"):
+        edits.read_mask(tmp_path / "mask.png", [wide, square], (10, 10, 3))
+
+
+def test_other_channels_than_those_of_pictures(tmp_path, picture):
+    settings = tiny("image_shape=8,8,4")
+    runs.write(tmp_path / "r", settings, random_params(experiment.build(settings)))
+    given = ["--workdir", tmp_path / "r", "--num", 2, "--labels", 1]
+    for out in (["--out", tmp_path / "a.png"], ["--out", tmp_path / "a"]):
+        with pytest.raises(ConfigError, match="4 channels cannot be shown: .* an .npz"):
+            call(sample, *given, *out)
+    with pytest.raises(ConfigError, match="4 channels is not one of pictures"):
+        call(sample, *given, "--out", tmp_path / "a.npz", "--init", picture[0])
+    call(sample, *given, "--out", tmp_path / "a.npz")
+    assert np.load(tmp_path / "a.npz")["images"].shape == (2, 8, 8, 4)
+
+
 def test_strength_says_how_much_is_made_anew(draw, picture):
     path, pixels = picture
     near, far = (
@@ -204,7 +233,9 @@ def test_pictures_of_the_process(draw, picture, tmp_path):
     with Image.open(tmp_path / "t.png") as steps:
         tile = 8 * 8 + 2
         assert steps.size == (5 * tile + 2, 2 * 4 * tile + 2)
-    images.save_png(tmp_path / "mask.png", np.full((8, 8, 1), 255, np.uint8))
+    mask = np.full((8, 8, 1), 255, np.uint8)
+    mask[0] = 0
+    images.save_png(tmp_path / "mask.png", mask)
     edit = ["--inpaint", picture[0], "--mask", tmp_path / "mask.png", "--repaint", 2]
     draw(*films, *edit, "--steps", 20, out="a.png", num=2)
     with Image.open(tmp_path / "a.gif") as film:
@@ -241,6 +272,19 @@ MISTAKES = [
     (["--mask", "PICTURE"], "--inpaint and --mask go together"),
     (["--inpaint", "PICTURE", "--mask", "BLACK"], "--mask is black everywhere"),
     (["--inpaint", "PICTURE", "--mask", "PICTURE", "--repaint", "0"], "--repaint must"),
+    (["--inpaint", "PICTURE", "--mask", "WHITE"], "--mask is white everywhere"),
+    (["--inpaint", "PICTURE", "--mask", "CLEAR"], "--mask is black everywhere, or tr"),
+    (["--inpaint", "PICTURE", "--mask", "WIDE"], "is 8x16, but "),
+    (["--init", "PICTURE", "--denoise", "0"], "--denoise must be"),
+    (["--init", "PICTURE", "--denoise", "-5"], "above 0, and at most"),
+    (["--init", "PICTURE", "--denoise", "nan"], "at most 255 with this model, got nan"),
+    (["--init", "PICTURE", "--denoise", "256"], "with this model, got 256"),
+    (["--init", "PICTURE", "--strength", "nan"], "--strength must lie in (0, 1]"),
+    (["--guidance_scale", "nan"], "guidance_scale must be a number, got nan"),
+    (["--guidance_scale", "inf"], "guidance_scale must be a number, got inf"),
+    (["--eta", "nan"], "eta must be a number, got nan"),
+    (["--eta", "-1"], "eta must lie in [0, 1], got -1"),
+    (["--steps", "0"], "num_steps must be 1 ... 100"),
     (["--interpolate", "1"], "--interpolate must be 2 ... --num (8)"),
     (["--interpolate", "9"], "--interpolate must be 2 ... --num (8)"),
     (["--gif", "a.png"], "give a .gif"),
@@ -259,7 +303,12 @@ def test_mistakes(draw, picture, tmp_path, monkeypatch, given, message):
     (tmp_path / "text.png").write_text("a text")
     (tmp_path / "folder.png").mkdir()
     names = {"PICTURE": picture[0], "BLACK": tmp_path / "black.png"}
-    names |= {"TEXT": tmp_path / "text.png"}
+    names |= {"TEXT": tmp_path / "text.png", "WIDE": tmp_path / "wide.png"}
+    wide = np.tile(np.array([0, 255], np.uint8), (8, 8))
+    images.save_png(tmp_path / "wide.png", wide)
+    for name, colour in (("WHITE", (255,) * 4), ("CLEAR", (255, 255, 255, 0))):
+        names[name] = tmp_path / f"{name}.png"
+        Image.new("RGBA", (8, 8), colour).save(names[name])
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError) as error:
         draw(*[names.get(each, each) for each in given])

@@ -1,5 +1,6 @@
 """Every recipe builds; every mistake in one is named in a line."""
 
+import re
 import runpy
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from tiny import random_params
 
-from ddpm_jax import config, datasets, experiment, runs
+from ddpm_jax import config, datasets, experiment, remarks, runs, train
 from ddpm_jax.config import ConfigError
 
 RECIPES = sorted(str(path) for path in Path("configs").glob("*.py"))
@@ -90,7 +91,23 @@ MISTAKES = {
     "network.channels=many": "network.channels must be a whole number, got 'many'",
     "network.dropout=None": "config.network.dropout must be a number, got None",
     "network.channels=32.5": "network.channels must be a whole number, got 32.5",
-    "network.channel_mults=2": "channel_mults must be a list, as in 1,2, got 2",
+    "network.channel_mults=two": "channel_mults must be a list, as in 1,2, got 'two'",
+    "network.channel_mults=2.5": "channel_mults must be a list, as in 1,2, got 2.5",
+    "network.attention_resolutions=0": "attention_resolutions must be 1 or more",
+    "network.dropout=1.0": "dropout must lie in .0, 1.",
+    "network.dtype=float16": "dtype must be 'float32' or 'bfloat16', got 'float16'",
+    "network.CHANNELS=8": "did you mean 'channels'",
+    "loss.name=hybrid": "needs a network with learned_variance=True",
+    "optimizer.b1=2.0": "config.optimizer: b1 must lie in .0, 1., got 2.0",
+    "schedule.num_steps=10**9": "must be a whole number",
+    "schedule.num_steps=1000000000": "at most 1000000, got 1000000000",
+    "schedule.max_beta=1.5": "max_beta in .0, 1., got 0.008, 1.5",
+    "schedule.offset=-1.0": "offset must lie in .0, 1.",
+    "schedule={'name':'linear','beta_end':2.0}": "config.schedule: betas must rise",
+    "schedule={'name':'linear','beta_start':0.5}": "beta_start 0.5 and beta_end 0.02",
+    "schedule={'name':'constant','beta':1.0}": "1 at the last step only",
+    "sampler={'name':'heun','churn_noise':-1.0}": "a churn_noise of 0 or more",
+    "timesteps.num_steps=0": "num_steps must be 1 ... 1000",
     "network.dropout=2.0": "config.network: dropout must lie in .0, 1.",
     "network.num_groups=0": "config.network: num_groups must be 1 or more",
     "network.learned_variance=True": "config.loss: the loss 'simple' does not train",
@@ -108,6 +125,11 @@ def test_mistakes_are_named(mistake):
     with pytest.raises(ConfigError, match=MISTAKES[mistake]) as caught:
         experiment.build(digits(mistake))
     assert "\n" not in str(caught.value)
+
+
+def test_checking_a_config_takes_no_memory():
+    """Of images of a petabyte."""
+    experiment.build(digits("image_shape=16777216,16777216,1"))
 
 
 def test_eps_at_zero_terminal_snr():
@@ -186,6 +208,68 @@ def test_settings_of_the_denoiser_have_their_effect():
     np.testing.assert_allclose(bounded, most, rtol=1e-4, atol=1e-4)
 
 
+REMARKS = {
+    "network.attention_resolutions=16": "16: no level has that size, there are 8, 4",
+    "image_shape=28,28,1": "network.attention_resolutions 4: .* there are 28, 14",
+    "image_shape=8,12,1": "",
+    "network.head_channels=8": "",
+    "network.head_channels=8 network.num_heads=2": "num_heads 2 has no effect",
+    "network.num_classes=0": "label_dropout has no effect without num_classes",
+    "schedule.num_steps=50": "",
+    "schedule={'name':'linear','num_steps':50}": "leaves 78% of the image at its last",
+    "optimizer.decay=constant": "",
+    "optimizer.decay=constant optimizer.decay_steps=9": "decay_steps 9 has no effect",
+    "train.num_steps=50": "warmup_steps 100 are not over when .* ends, at step 50",
+    "train.num_steps=10000": "",
+    "train.num_steps=10000 optimizer.decay_steps=10001": "",
+}
+
+
+@pytest.mark.parametrize("changes", REMARKS)
+def test_what_is_odd_about_a_training_is_said(changes):
+    made = digits(*changes.split())
+    experiment.build(made)
+    found = remarks.of_training(made)
+    assert len(found) == bool(REMARKS[changes])
+    assert re.search(REMARKS[changes], "".join(found)) and "\n" not in "".join(found)
+
+
+@pytest.mark.parametrize("path", RECIPES)
+def test_nothing_is_odd_about_a_recipe(path):
+    assert remarks.of_training(config.load(path)) == []
+
+
+CONTRADICTIONS = {
+    "train.num_steps=10000 optimizer.decay_steps=2500": "config.optimizer: the learning"
+    " rate is 0 from decay_steps 2500 on, but .* to step 10000: give decay_steps=10000",
+    "train.num_steps=2147483648": "config.train.num_steps must be below 2..31",
+    "image_shape=8,8,4": "images of 4 channels cannot be drawn .*sample_every=0",
+}
+
+
+@pytest.mark.parametrize("changes", CONTRADICTIONS)
+def test_what_contradicts_itself_is_not_trained(changes, tmp_path):
+    """But what was trained so can still be opened."""
+    made = digits(*changes.split())
+    with pytest.raises(ConfigError, match=CONTRADICTIONS[changes]) as caught:
+        train.train(made, tmp_path / "r")
+    assert "\n" not in str(caught.value) and not (tmp_path / "r").exists()
+    experiment.build(made)
+
+
+def test_channels_without_pictures_are_trained():
+    assert (
+        remarks.of_training(digits("image_shape=8,8,4", "train.sample_every=0")) == []
+    )
+
+
+def test_remarks_are_said_before_anything_is_read(tmp_path, capsys):
+    with pytest.raises(ConfigError, match="config.data"):
+        train.train(digits("train.num_steps=5", "data.name=none"), tmp_path / "r")
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("warning: optimizer.warmup_steps 100 are not over")
+
+
 DATA_MISTAKES = {
     "train.num_step=5": "did you mean 'num_steps'",
     "train.keep=0": "config.train.keep must be 1 or more",
@@ -229,6 +313,41 @@ def test_labels_of_samples():
     np.testing.assert_array_equal(experiment.sample_labels(3, 3, [2, 0]), [2, 0, 2])
 
 
+@pytest.mark.parametrize("labels", [[3], [-1], [0, 5], [0.5], []])
+def test_labels_of_samples_are_classes(labels):
+    with pytest.raises(ValueError, match="label"):
+        experiment.sample_labels(3, 4, labels)
+
+
+@pytest.mark.parametrize("label", [-1, 11])
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_labels_that_are_no_classes_reach_no_table(label, scale):
+    """Also where guidance would ask for them in pairs; 10 is the null class."""
+    built = experiment.build(digits(*SMALL, f"denoiser.guidance_scale={scale}"))
+    params, keys = random_params(built), experiment.sample_keys(0, 2)
+    for make in (np.array, jnp.array):
+        for draw in (built.sample_fn, built.picture_fn):
+            with pytest.raises(ValueError, match=r"must lie in 0 ... 10, got .*"):
+                draw(params, keys, make([0, label]))
+    labels = jax.ShapeDtypeStruct((2,), np.int32)
+    for given in (labels, np.array([0, 10])):
+        jax.eval_shape(lambda *given: built.sample_fn(params, keys, *given), given)
+
+
+def test_seeds_apart_give_other_numbers():
+    """Those that JAX tells apart keep theirs; it looks at the lowest 32 bits."""
+    for seed in (0, 1, 2**31, 2**32 - 1):
+        before = jax.random.key(seed, impl="threefry2x32")
+        assert experiment.random_key(seed) == before
+        assert experiment.random_key(np.uint32(seed)) == before
+    seeds = [5 + high * 2**32 for high in (0, 1, 2, 2**31, 2**32 - 1)]
+    drawn = {float(jax.random.normal(experiment.random_key(seed))) for seed in seeds}
+    assert len(drawn) == len(seeds)
+    for seed in (-1, 2**64):
+        with pytest.raises(ValueError, match="a seed must lie in 0 ... "):
+            experiment.random_key(seed)
+
+
 def test_keys_of_samples_do_not_depend_on_their_number():
     few, many = experiment.sample_keys(1, 3), experiment.sample_keys(1, 30)
     assert (few == many[:3]).all() and len({str(key) for key in many}) == 30
@@ -249,6 +368,15 @@ def test_what_may_change_when_a_run_goes_on(tmp_path):
     ]
     with pytest.raises(ConfigError, match="network.channels is 32 there and 64 here"):
         runs.changes(tmp_path, digits("network.channels=64"))
+
+
+def test_a_longer_run_may_decay_for_longer(tmp_path):
+    before = ("optimizer.decay_steps=2500",)
+    runs.write_config(tmp_path, digits(*before))
+    for after in ((), ("optimizer.decay_steps=5000",), ("optimizer.decay=linear",)):
+        said = runs.changes(tmp_path, digits("train.num_steps=5000", *after))
+        assert "train.num_steps is 2500 there and 5000 here" in said
+        assert "optimizer.decay_steps is 2500 there" in said[-2] + said[0] + said[1]
 
 
 def test_imagenet64_is_the_recipe_of_nichol_and_dhariwal():

@@ -171,6 +171,8 @@ def test_guidance_moves_the_unseen_part_where_replacement_does_not(name):
 def test_downsampling_needs_a_factor_of_the_size():
     with pytest.raises(ValueError, match="3 does not divide images of 8x8"):
         inverse.downsampled(3).apply(jnp.zeros((1, 8, 8, 1)))
+    with pytest.raises(ValueError, match="factor must be 1 or more, got -2"):
+        inverse.downsampled(-2)
 
 
 def test_restoring_is_guided_and_ends_in_what_was_measured():

@@ -26,6 +26,7 @@ RANKS = {
     "evaluation": 3,
     "experiment": 3,
     "datasets": 3,
+    "remarks": 4,
     "runs": 4,
     "plan": 4,
     "scoring": 4,

@@ -126,3 +126,12 @@ def test_zero_terminal_snr_is_refused():
     schedule = schedules.zero_terminal_snr(schedules.linear())
     with pytest.raises(ValueError, match="ends at λ = -inf"):
         likelihood.make_likelihood(exact(schedule, "v"), schedule, "v")
+
+
+@pytest.mark.parametrize(
+    "settings", [{"rtol": 0.0}, {"atol": -1.0}, {"num_probes": 0}, {"max_steps": 0}]
+)
+def test_tolerances_and_counts_are_positive(settings):
+    schedule = schedules.linear()
+    with pytest.raises(ValueError, match="must be positive"):
+        likelihood.make_likelihood(exact(schedule, "eps"), schedule, **settings)

@@ -132,6 +132,8 @@ def test_again_there_is_nothing_to_do(workdir, train_here):
     before = (workdir / "metrics.jsonl").read_text()
     result = train_here(workdir)
     assert result.returncode == 0 and "already at step 6" in result.stdout
+    undone = "warning: --config.train.log_every has no effect"
+    assert result.stdout.count(undone) == 1  # TINY gives another
     assert (workdir / "metrics.jsonl").read_text() == before
 
 

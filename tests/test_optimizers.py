@@ -11,6 +11,7 @@ from ddpm_jax.training.optimizers import (
     clip_by_global_norm,
     global_norm,
     make_optimizer,
+    remarks,
 )
 
 
@@ -91,8 +92,67 @@ def test_settings_go_to_optax():
             ValueError,
             "beyond the warm-up",
         ),
+        ({"learning_rate": np.nan}, ValueError, "learning_rate must be positive"),
+        ({"learning_rate": np.inf}, ValueError, "learning_rate must be positive"),
+        ({"clip_norm": np.nan}, ValueError, "clip_norm must be positive or None"),
+        ({"b1": 2.0}, ValueError, "b1 must lie in .0, 1., got 2.0"),
+        ({"b1": 1.0}, ValueError, "b1 must lie in .0, 1., got 1.0"),
+        ({"b2": -0.1}, ValueError, "b2 must lie in .0, 1., got -0.1"),
+        ({"b2": np.nan}, ValueError, "b2 must lie in .0, 1., got nan"),
+        ({"eps": 0.0}, ValueError, "eps must be positive, got 0.0"),
+        ({"eps_root": -1e-8}, ValueError, "eps_root must be 0 or more"),
+        ({"nesterov": "no"}, ValueError, "nesterov must be True or False, got 'no'"),
+        ({"mu_dtype": "float16"}, ValueError, "must be 'float32' or 'bfloat16'"),
+        ({"name": "sgd", "momentum": 1.0}, ValueError, "momentum must lie in .0, 1."),
+        ({"name": "adamw", "weight_decay": -1}, ValueError, "weight_decay must be 0"),
+        (
+            {"name": "adamw", "weight_decay": np.inf},
+            ValueError,
+            "weight_decay must be 0 or more, got inf",
+        ),
     ],
 )
 def test_mistakes_are_named(settings, error, message):
     with pytest.raises(error, match=message):
         make_optimizer(**settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"mu_dtype": "bfloat16", "eps_root": 0.0, "b1": 0.0},
+        {"name": "sgd", "momentum": None, "nesterov": True, "accumulator_dtype": None},
+    ],
+)
+def test_what_can_be_meant_is_accepted(settings):
+    make_optimizer(**settings)
+
+
+@pytest.mark.parametrize("decay", ["cosine", "linear"])
+def test_a_decay_lasts_as_long_as_the_training_unless_told(decay):
+    def rates(**settings):
+        _, rate = make_optimizer("adam", 1.0, 10, decay, **settings)
+        return [float(rate(step)) for step in (5, 60, 110, 210)]
+
+    assert rates(num_steps=110) == rates(decay_steps=110)
+    assert rates(num_steps=210) == rates(decay_steps=210, num_steps=110)
+    assert rates(num_steps=210) != rates(num_steps=110)
+    assert rates(num_steps=4)[0] == 0.5  # a trial that ends while warming up
+
+
+def test_a_rate_of_0_before_the_end_is_refused():
+    for decay in ("cosine", "linear"):
+        with pytest.raises(
+            ValueError, match="goes on to step 10000: .*steps=10000, or"
+        ):
+            remarks(10_000, 100, decay, 2500)
+        assert remarks(2500, 100, decay, 2500) == remarks(2500, 100, decay) == []
+        assert remarks(1000, 100, decay, 2500, b1=0.9) == []
+
+
+def test_what_is_odd_about_a_rate_is_said():
+    assert remarks(100, warmup_steps=99) == []
+    (said,) = remarks(100, warmup_steps=100)
+    assert "warmup_steps 100 are not over when the training ends, at step 100" in said
+    (said,) = remarks(100, decay="constant", decay_steps=50)
+    assert "decay_steps 50 has no effect" in said

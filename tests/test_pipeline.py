@@ -87,6 +87,12 @@ def test_the_stream_does_not_depend_on_the_batch_size():
     assert_equal(small, large)
 
 
+def test_seeds_that_philox_would_take_for_others_are_refused():
+    for seed in (2**63, 2**64 + 1, -(2**63) - 1):
+        with pytest.raises(ValueError, match="the seed must have 64 bits"):
+            make_batch_fn(Numbered(50), 16, seed=seed)
+
+
 def test_a_batch_is_a_pure_function_of_seed_and_step():
     def batch(seed, step, before=()):
         batch_fn = make_batch_fn(Numbered(50), 16, seed=seed, flip=True)

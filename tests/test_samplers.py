@@ -247,6 +247,14 @@ def test_settings_are_checked():
     for churn in (-0.1, 0.5):
         with pytest.raises(ValueError, match="churn must lie"):
             samplers.heun(schedule, churn)
+    for settings in (
+        {"churn_noise": -1.0},
+        {"churn_noise": np.nan},
+        {"churn_from": -1.0},
+        {"churn_from": 3.0, "churn_to": 2.0},
+    ):
+        with pytest.raises(ValueError, match="churn needs 0 <= churn_from < churn_to"):
+            samplers.heun(schedule, 0.1, **settings)
     for order in (1, 5):
         with pytest.raises(ValueError, match="order must be"):
             samplers.plms(schedule, order)

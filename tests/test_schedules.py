@@ -5,7 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.diffusion import schedules
+from ddpm_jax.diffusion import (
+    bound,
+    denoisers,
+    editing,
+    process,
+    samplers,
+    sampling,
+    schedules,
+)
 
 MAKERS = ["linear", "quadratic", "sigmoid", "constant", "cosine"]
 
@@ -98,8 +106,10 @@ def test_bad_betas(betas, message):
 
 
 def test_no_steps():
-    with pytest.raises(ValueError, match="at least 1"):
-        schedules.cosine(0)
+    for make in MAKERS:
+        for num_steps in (0, 10**6 + 1):
+            with pytest.raises(ValueError, match="at least 1, at most 1000000"):
+                getattr(schedules, make)(num_steps)
     with pytest.raises(ValueError, match="at least 2"):
         schedules.zero_terminal_snr(schedules.linear(1))
 
@@ -113,3 +123,82 @@ def test_times_between_whole_ones():
     np.testing.assert_allclose(lambda_t[2], schedule.log_snr[3:5].mean(), rtol=1e-5)
     np.testing.assert_allclose(lambda_t[-1], schedule.log_snr[10], rtol=1e-6)
     np.testing.assert_allclose(schedules.time_of(schedule, lambda_t), t, rtol=1e-5)
+
+
+BAD = [
+    ("linear", {"beta_end": 2.0}),
+    ("linear", {"beta_start": 0.0}),
+    ("linear", {"beta_start": 0.02, "beta_end": 1e-4}),
+    ("linear", {"beta_end": np.nan}),
+    ("quadratic", {"beta_start": -1e-4}),
+    ("quadratic", {"beta_end": np.inf}),
+    ("sigmoid", {"beta_end": 2.0}),
+    ("sigmoid", {"beta_start": np.nan}),
+    ("constant", {"beta": 1.0}),
+    ("constant", {"beta": np.nan}),
+    ("cosine", {"offset": -1.0}),
+    ("cosine", {"offset": np.nan}),
+    ("cosine", {"max_beta": 1.5}),
+    ("cosine", {"max_beta": 0.0}),
+    ("from_betas", {"betas": [0.1, 1.0, 0.1]}),
+    ("from_betas", {"betas": [0.1, np.nan]}),
+    ("from_betas", {"betas": [[0.1]]}),
+]
+
+
+@pytest.mark.parametrize("make, settings", BAD)
+def test_what_makes_no_schedule(make, settings):
+    with pytest.raises(ValueError, match="beta"):
+        getattr(schedules, make)(**settings)
+
+
+def test_a_last_beta_of_1_is_zero_terminal_snr():
+    assert schedules.ends_in_noise(schedules.from_betas([0.1, 1.0]))
+
+
+SCHEDULE = schedules.linear(10, 1e-4, 0.9)
+ONES, KEYS = np.ones((2, 1), np.float32), jax.random.split(jax.random.key(0), 2)
+NETWORK = lambda params, x, index, cond, keys: x
+# Each reads the table at t; `network` is asked about 1 ... T only.
+READERS = {
+    "log_snr": lambda t: schedules.log_snr(SCHEDULE, t),
+    "alpha_sigma": lambda t: schedules.alpha_sigma(SCHEDULE, t),
+    "diffuse": lambda t: process.diffuse(SCHEDULE, ONES, t, ONES),
+    "from_eps": lambda t: process.from_eps(SCHEDULE, ONES, t, ONES),
+    "variance of t": lambda t: process.posterior_variance(SCHEDULE, t, 1),
+    "variance of s": lambda t: process.forward_variance(SCHEDULE, 10, t),
+    "perturb": lambda t: editing.perturb(SCHEDULE, KEYS, ONES, t),
+    "prior": lambda t: bound.prior(SCHEDULE, ONES, t),
+    "network": lambda t: denoisers.from_network(NETWORK, None, SCHEDULE)(ONES, t),
+    "sampler": lambda t: sampling.make_sample_fn(
+        NETWORK, SCHEDULE, samplers.ddim(SCHEDULE), np.array([t, 0]), (1,)
+    ),
+    "bound": lambda t: bound.make_bound(NETWORK, SCHEDULE, np.array([t, 1, 0])),
+    "encode": lambda t: editing.encode(
+        NETWORK, SCHEDULE, ONES, np.array([t, 0], np.int32)
+    ),
+}
+
+
+@pytest.mark.parametrize("t", [-1, 11])
+@pytest.mark.parametrize("reader", READERS)
+def test_times_beyond_the_table_are_refused(reader, t):
+    with pytest.raises(ValueError, match=rf"times must lie in \d \.\.\. 10, .*{t}"):
+        READERS[reader](t)
+
+
+def test_networks_are_not_asked_about_clean_data():
+    with pytest.raises(ValueError, match=r"must lie in 1 \.\.\. 10, got 0"):
+        READERS["network"](0)
+    READERS["network"](1)
+
+
+@pytest.mark.parametrize("t", [0.5, 10.5, np.nan])
+def test_times_between_whole_ones_lie_within_1_and_T(t):
+    with pytest.raises(ValueError, match="times must lie in 1 ... 10"):
+        schedules.log_snr(SCHEDULE, jnp.array([2.0, t]))
+
+
+def test_traced_times_are_not_known():
+    table = jax.jit(lambda t: schedules.log_snr(SCHEDULE, t))
+    np.testing.assert_allclose(table(jnp.array([0, 10])), SCHEDULE.log_snr[[0, -1]])

@@ -53,7 +53,9 @@ def test_custom():
     np.testing.assert_array_equal(
         timesteps.custom(schedules.linear(10), [10, 0]), [10, 0]
     )
-    for bad in ([], [3, 3], [1, 2], [1001], [2, -1], [0.5]):
+    unsigned = timesteps.custom(SCHEDULE, np.array([9, 2], np.uint8))
+    np.testing.assert_array_equal(unsigned, [9, 2, 0])
+    for bad in ([], [3, 3], [1, 2], [1001], [2, -1], [0.5], [0], 5):
         with pytest.raises(ValueError, match="times must"):
             timesteps.custom(SCHEDULE, bad)
 
@@ -104,6 +106,9 @@ def test_from_time():
     np.testing.assert_array_equal(timesteps.from_time(times, 200), [200, 100, 0])
     np.testing.assert_array_equal(timesteps.from_time(times, 250), [250, 200, 100, 0])
     np.testing.assert_array_equal(timesteps.from_time(times, 1), [1, 0])
+    for t in (0, -5):
+        with pytest.raises(ValueError, match=f"at time 1 or later, not at {t}"):
+            timesteps.from_time(times, t)
 
 
 @pytest.mark.parametrize("num_steps, length, repeats", [(20, 5, 3), (50, 10, 10)])

@@ -1,5 +1,7 @@
 """The U-Net: published sizes, initialisation, options, and what it refuses."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -323,5 +325,35 @@ def test_labels_and_networks_must_agree():
     with pytest.raises(ValueError, match="has no classes"):
         forward(network, params, cond=jnp.array([0, 1]))
     network = unet(**TINY, num_classes=5)
+    params = random_params(network)
     with pytest.raises(ValueError, match="no null class"):
-        forward(network, random_params(network))
+        forward(network, params)
+    for cond in (jnp.array([0]), jnp.array(0), jnp.array([[0, 1]])):
+        with pytest.raises(ValueError, match="one for each of 2 images, got"):
+            forward(network, params, cond=cond)
+    x, index = jnp.zeros((2, 8, 8, 1)), jnp.zeros(2, int)
+    for cond in (jnp.array([0, 5]), np.array([-1, 0]), np.array([0.0, 1.0])):
+        with pytest.raises(ValueError, match="labels must"):
+            network.apply(params, x, index, cond)
+
+
+@pytest.mark.parametrize(
+    "shape, settings, said",
+    [
+        ((8, 8, 1), {}, []),
+        ((8, 12, 1), {"attention_resolutions": (8, 4)}, []),
+        ((64, 64, 3), {"channel_mults": (1,) * 3, "attention_resolutions": (16,)}, []),
+        ((8, 8, 1), {"attention_resolutions": ()}, []),
+        ((8, 8, 1), {"attention_resolutions": (8, 5)}, ["5: .* there are 8, 4"]),
+        ((28, 28, 1), {}, ["4: no level has that size, there are 28, 14"]),
+        ((8, 8, 1), {"head_channels": 4}, []),
+        ((8, 8, 1), {"head_channels": 4, "num_heads": 2}, ["num_heads 2 has no"]),
+        ((8, 8, 1), {"label_dropout": 0.1}, ["label_dropout has no effect"]),
+        ((8, 8, 1), {"label_dropout": 0.1, "num_classes": 2}, []),
+    ],
+)
+def test_settings_without_effect_are_named(shape, settings, said):
+    found = unet(**{**TINY, **settings}).remarks(shape)
+    assert len(found) == len(said)
+    for text, pattern in zip(found, said, strict=True):
+        assert re.search(pattern, text)

@@ -28,14 +28,14 @@ def lower_training(
         "id": _shape(each, np.uint32),
     }
     step = parallel.mapped_step(experiments.train_step(experiment, options), devices)
-    key = jax.eval_shape(experiments.random_key, 0)
+    key = jax.eval_shape(lambda: experiments.random_key(0))
     votes = _shape(each[:1], np.float32)
     return step.lower(experiment.abstract_state(), batch, key, votes)
 
 
 def lower_sampling(experiment: Experiment, batch_size: int, devices):
     """Lowers the config's sampler for a batch, cut over devices."""
-    key = jax.eval_shape(experiments.random_key, 0)
+    key = jax.eval_shape(lambda: experiments.random_key(0))
     labels = _shape((batch_size,), np.int32) if experiment.num_classes else None
     sample = parallel.mapped_examples(experiment.sample_fn, devices)
     params = experiment.abstract_state().params

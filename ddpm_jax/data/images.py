@@ -21,6 +21,7 @@ _VISIBLE = 64
 # Lines that show beside black and beside white.
 _GREY = 128
 _MODES = {1: "L", 3: "RGB"}
+CHANNELS = tuple(_MODES)  # of what can be read and shown as a picture
 # The tag of EXIF; from 5 on, the picture lies on its side.
 ORIENTATION = 0x0112
 

@@ -61,7 +61,7 @@ def make_batch_fn(
     Args:
         source: the images.
         batch_size: images in the global batch of all processes, B.
-        seed: any integer.
+        seed: an integer of 64 bits, negative or not.
         flip: whether a fair coin for each example mirrors it left to right.
         process_index: this process, 0 .. P - 1.
         process_count: number of processes, P; divides the batch size.
@@ -75,6 +75,8 @@ def make_batch_fn(
         ValueError: if the sizes do not fit each other.
     """
     num_images = len(source)
+    if not -(2**63) <= seed < 2**63:
+        raise ValueError(f"the seed must have 64 bits, got {seed}")
     if not num_images:
         raise ValueError("the source holds no images: check its path and split")
     if batch_size < 1 or batch_size % process_count:

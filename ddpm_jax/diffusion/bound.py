@@ -34,7 +34,13 @@ from ddpm_jax.diffusion.process import (
     posterior_variance,
 )
 from ddpm_jax.diffusion.samplers import standard_normal
-from ddpm_jax.diffusion.schedules import Schedule, Times, alpha_sigma, log_snr
+from ddpm_jax.diffusion.schedules import (
+    Schedule,
+    Times,
+    alpha_sigma,
+    check_times,
+    log_snr,
+)
 from ddpm_jax.diffusion.timesteps import Timesteps
 
 
@@ -83,11 +89,12 @@ def make_bound(
       8-bit images in [-1, 1]. It is pure, and scores each image by itself.
 
     Raises:
-      ValueError: for an unknown variance, fewer than two steps, and a chunk that does
-        not divide them.
+      ValueError: for an unknown variance, fewer than two steps, times that the schedule
+        has not, and a chunk that does not divide them.
     """
     num_steps = len(timesteps) - 1
-    if num_steps % chunk:
+    check_times(schedule, timesteps)
+    if chunk < 1 or num_steps % chunk:
         raise ValueError(f"chunk must divide the {num_steps} steps, got {chunk}")
     term = make_term(schedule, variance, timesteps)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from ddpm_jax.diffusion.process import Images, Prediction, from_x_0, parameterization
-from ddpm_jax.diffusion.schedules import Schedule, Times
+from ddpm_jax.diffusion.schedules import Schedule, Times, check_times
 
 # (x_t [batch, ...], t scalar or [batch], cond=None) -> Prediction
 Denoiser = Callable[..., Prediction]
@@ -59,11 +59,13 @@ def from_network(
     """Makes a denoiser of a network that predicts "eps", "x_0" or "v".
 
     Raises:
-      ValueError: see `process.parameterization`.
+      ValueError: see `process.parameterization`; from the denoiser, for times outside
+        1 ... T.
     """
     read = parameterization(predicts, schedule).read
 
     def denoiser(x_t, t, cond=None):
+        check_times(schedule, t, first=1)
         output, fraction = call_network(apply, params, x_t, t, cond)
         return read(schedule, x_t, t, output)._replace(fraction=fraction)
 
@@ -86,7 +88,12 @@ def clip(
       high: largest value of a clean image.
       rederive: whether eps follows the clipped x_0, as in the posterior mean of Ho et
         al. (2020), or stays as predicted, as in the DDIM sampler of diffusers.
+
+    Raises:
+      ValueError: for an empty range.
     """
+    if not low < high:
+        raise ValueError(f"the range must have low < high, got {low}, {high}")
     return _bound(denoiser, schedule, lambda x_0: jnp.clip(x_0, low, high), rederive)
 
 

@@ -27,7 +27,13 @@ from ddpm_jax.diffusion.process import (
 from ddpm_jax.diffusion.samplers import Sampler, SamplerState, sampler
 from ddpm_jax.diffusion.samplers.ddim import mean
 from ddpm_jax.diffusion.sampling import sample
-from ddpm_jax.diffusion.schedules import Schedule, Times, alpha_sigma, time_of
+from ddpm_jax.diffusion.schedules import (
+    Schedule,
+    Times,
+    alpha_sigma,
+    check_times,
+    time_of,
+)
 from ddpm_jax.diffusion.timesteps import Timesteps
 
 
@@ -78,7 +84,11 @@ def encode(
       images: in [-1, 1], [batch, ...].
       timesteps: those that `samplers.ddim` will visit, noisiest first.
       iterations: see `inversion`.
+
+    Raises:
+      ValueError: for no iterations, and for times that the schedule has not.
     """
+    check_times(schedule, timesteps)
     keys = jax.random.split(jax.random.key(0), len(images))  # nothing is drawn
     upward = inversion(schedule, iterations)
     return sample(upward, denoiser, keys, images, timesteps[::-1])[0]

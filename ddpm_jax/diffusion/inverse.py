@@ -53,7 +53,12 @@ def downsampled(factor: int) -> Measurement:
     """The means of squares of factor x factor pixels: super-resolution.
 
     The factor must divide height and width; `apply` raises a ValueError otherwise.
+
+    Raises:
+      ValueError: for a factor below 1.
     """
+    if factor < 1:
+        raise ValueError(f"the factor must be 1 or more, got {factor}")
 
     def apply(x):
         batch, height, width, channels = x.shape

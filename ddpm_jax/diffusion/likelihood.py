@@ -68,8 +68,11 @@ def make_likelihood(
       itself, with steps of its own.
 
     Raises:
-      ValueError: for a schedule of zero terminal SNR, whose ODE has no last time.
+      ValueError: for a schedule of zero terminal SNR, whose ODE has no last time, and
+        for tolerances, probes or steps that are not positive.
     """
+    if not min(rtol, atol, num_probes, max_steps) > 0:
+        raise ValueError("rtol, atol, num_probes and max_steps must be positive")
     first, last = float(schedule.log_snr[1]), float(schedule.log_snr[-1])
     if not np.isfinite(last):
         raise ValueError(

@@ -66,7 +66,7 @@ def hybrid(
       ValueError: see `process.parameterization`; for a network without learned
         variance, and a weight that is not positive.
     """
-    if vlb_weight <= 0:
+    if not 0 < vlb_weight < float("inf"):
         raise ValueError(f"vlb_weight must be positive, got {vlb_weight}")
     target, read = parameterization(predicts, schedule)
     term = _vlb_term(schedule, "learned_range")

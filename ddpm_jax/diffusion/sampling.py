@@ -14,7 +14,7 @@ from jaxtyping import Array
 from ddpm_jax.diffusion.denoisers import Denoiser, condition, from_network
 from ddpm_jax.diffusion.process import Images, Prediction
 from ddpm_jax.diffusion.samplers import Sampler, SamplerState
-from ddpm_jax.diffusion.schedules import Schedule
+from ddpm_jax.diffusion.schedules import Schedule, check_times
 from ddpm_jax.diffusion.timesteps import Timesteps
 
 
@@ -113,8 +113,11 @@ def make_sample_fn(
     Returns:
       sample_fn(params, keys [batch], cond=None) -> images [batch, height, width,
       channels], about [-1, 1]. It is pure: jit it, shard it, differentiate it.
-    """
 
+    Raises:
+      ValueError: for times that the schedule has not.
+    """
+    check_times(schedule, timesteps)
     denoiser_of = make_denoiser(apply, schedule, predicts, transform)
 
     def sample_fn(params, keys, cond=None):

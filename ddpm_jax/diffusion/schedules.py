@@ -23,6 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+MOST_STEPS = 10**6  # beyond, neighbours are one number in single precision
+MOST_LEFT = 0.2  # of alpha_T; the linear schedule with 1000 steps leaves 0.006
+
 Times = int | Int[Array | np.ndarray | np.integer, "*batch"] | Float[Array, "*batch"]
 
 
@@ -48,17 +51,53 @@ def ends_in_noise(schedule: Schedule) -> bool:
     return isinstance(table, np.ndarray) and bool(np.isneginf(table[-1]))
 
 
+def remarks(schedule: Schedule) -> list[str]:
+    """Returns in a line what is odd about training on a schedule, if anything is."""
+    left = float(np.exp(-0.5 * np.logaddexp(0, -float(schedule.log_snr[-1]))))
+    if left < MOST_LEFT:
+        return []
+    return [
+        f"the schedule leaves {left:.0%} of the image at its last step, but samples "
+        "begin with noise alone: raise num_steps or the last betas"
+    ]
+
+
 def log_snr(schedule: Schedule, t: Times) -> Float[Array, "*batch"]:
     """Returns λ_t in the shape of t.
 
     Times are whole, in 0 ... T, or floating-point arrays within 1 ... T, between whole
     ones of which λ is linear.
+
+    Raises:
+      ValueError: for other times, unless they are traced and so not known yet.
     """
+    check_times(schedule, t)
     table = jnp.asarray(schedule.log_snr)
     if jnp.issubdtype(jnp.result_type(t), jnp.integer):
         return table[t]
     below = jnp.clip(jnp.floor(t).astype(jnp.int32), 1, schedule.num_steps - 1)
     return table[below] + (t - below) * (table[below + 1] - table[below])
+
+
+def check_times(schedule: Schedule, t: Times, first: int = 0) -> None:
+    """Refuses times that the table would wrap or clamp; those traced pass.
+
+    Args:
+      schedule: the noise schedule.
+      t: whole times, or floating-point ones, which have to be 1 or later.
+      first: the earliest that is allowed.
+
+    Raises:
+      ValueError: naming the range, and what was found.
+    """
+    if isinstance(t, jax.core.Tracer):
+        return
+    times, last = np.asarray(t), schedule.num_steps
+    first = first if np.issubdtype(times.dtype, np.integer) else 1
+    if times.size and not np.all((first <= times) & (times <= last)):
+        raise ValueError(
+            f"times must lie in {first} ... {last}, got {times.min()} ... {times.max()}"
+        )
 
 
 def time_of(
@@ -91,9 +130,10 @@ def from_betas(betas) -> Schedule:
     betas = np.asarray(betas, np.float64)
     if betas.ndim != 1 or betas.size == 0:
         raise ValueError(f"betas must be a non-empty vector, got shape {betas.shape}")
-    if not np.all((betas > 0) & (betas <= 1)):
+    if not np.all((betas > 0) & (betas <= 1)) or np.any(betas[:-1] == 1):
         raise ValueError(
-            f"betas must lie in (0, 1], got {betas.min():.3g} ... {betas.max():.3g}"
+            "betas must lie in (0, 1], and be 1 at the last step only, got "
+            f"{betas.min():.3g} ... {betas.max():.3g}"
         )
     with np.errstate(divide="ignore"):  # log(0) = -inf is meant where β_T = 1
         log_alpha_sq = np.cumsum(np.log1p(-betas))
@@ -105,6 +145,7 @@ def linear(
     num_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 2e-2
 ) -> Schedule:
     """β_t linear in t (Ho et al. 2020, Section 4)."""
+    _check_rise(beta_start, beta_end)
     return from_betas(np.linspace(beta_start, beta_end, _positive(num_steps)))
 
 
@@ -112,6 +153,7 @@ def quadratic(
     num_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 2e-2
 ) -> Schedule:
     """sqrt(β_t) linear in t, also called scaled-linear (Song et al. 2021, code)."""
+    _check_rise(beta_start, beta_end)
     roots = np.linspace(beta_start**0.5, beta_end**0.5, _positive(num_steps))
     return from_betas(roots**2)
 
@@ -120,6 +162,7 @@ def sigmoid(
     num_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 2e-2
 ) -> Schedule:
     """β_t a sigmoid of t over [-6, 6] (Song et al. 2021, code)."""
+    _check_rise(beta_start, beta_end)
     ramp = 1 / (1 + np.exp(-np.linspace(-6, 6, _positive(num_steps))))
     return from_betas(beta_start + (beta_end - beta_start) * ramp)
 
@@ -133,6 +176,10 @@ def cosine(
     num_steps: int = 1000, offset: float = 8e-3, max_beta: float = 0.999
 ) -> Schedule:
     """alpha_t a quarter cosine, β_t capped (Nichol & Dhariwal 2021, Eq. 17)."""
+    if not (0 <= offset <= 1 and 0 < max_beta <= 1):
+        raise ValueError(
+            f"offset must lie in [0, 1], max_beta in (0, 1], got {offset}, {max_beta}"
+        )
     t = np.arange(_positive(num_steps) + 1) / num_steps
     alpha_sq = np.cos((t + offset) / (1 + offset) * np.pi / 2) ** 2
     return from_betas(np.minimum(1 - alpha_sq[1:] / alpha_sq[:-1], max_beta))
@@ -156,7 +203,17 @@ def zero_terminal_snr(schedule: Schedule) -> Schedule:
         return Schedule(2 * np.log(alpha) - np.log1p(-(alpha**2)))
 
 
+def _check_rise(beta_start: float, beta_end: float) -> None:
+    if not 0 < beta_start <= beta_end <= 1:
+        raise ValueError(
+            f"betas must rise within (0, 1], got beta_start {beta_start} and beta_end "
+            f"{beta_end}"
+        )
+
+
 def _positive(num_steps: int) -> int:
-    if num_steps < 1:
-        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+    if not 1 <= num_steps <= MOST_STEPS:
+        raise ValueError(
+            f"num_steps must be at least 1, at most {MOST_STEPS}, got {num_steps}"
+        )
     return num_steps

@@ -114,18 +114,28 @@ def custom(schedule: Schedule, times) -> Timesteps:
     """The given times, noisiest first; 0 is added at the end if it is not there.
 
     Raises:
-      ValueError: if they are not whole, strictly decreasing and within 0 ... T.
+      ValueError: if they are not whole, strictly decreasing and within 0 ... T, or
+        there is none but 0.
     """
     given, num_times = np.asarray(times), schedule.num_steps
     if given.ndim != 1 or given.size == 0 or not np.issubdtype(given.dtype, np.integer):
         raise ValueError("times must be a non-empty list of whole numbers")
-    if np.any(np.diff(given) >= 0) or given[0] > num_times or given[-1] < 0:
-        raise ValueError(f"times must decrease strictly within {num_times} ... 0")
+    falls = np.all(given[1:] < given[:-1])
+    if not (falls and 1 <= given[0] <= num_times and given[-1] >= 0):
+        raise ValueError(
+            f"times must decrease strictly within {num_times} ... 0, from 1 or more"
+        )
     return _descending(given)
 
 
 def from_time(timesteps: Timesteps, t: int) -> Timesteps:
-    """The part of a walk that begins at time t, which need not be one of its own."""
+    """The part of a walk that begins at time t, which need not be one of its own.
+
+    Raises:
+      ValueError: if t is below 1, where there is nothing to walk.
+    """
+    if t < 1:
+        raise ValueError(f"a walk begins at time 1 or later, not at {t}")
     return _descending([t, *timesteps[timesteps < t]])
 
 

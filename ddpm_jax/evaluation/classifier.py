@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from ddpm_jax.data.images import to_float
 from ddpm_jax.networks.classifier import classifier
+from ddpm_jax.training.keys import random_key
 from ddpm_jax.training.optimizers import make_optimizer
 
 DIM = 64
@@ -93,9 +94,7 @@ def fit(
         return optax.apply_updates(params, updates), state, loss
 
     with jax.default_device(jax.local_devices()[0]):
-        init_key, shift_key = jax.random.split(
-            jax.random.key(seed, impl="threefry2x32")
-        )
+        init_key, shift_key = jax.random.split(random_key(seed))
         params = network.init(init_key, images.shape[1:])
         state = tx.init(params)
         batches = itertools.islice(_batches(len(images), batch_size, seed), num_steps)

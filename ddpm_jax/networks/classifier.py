@@ -105,7 +105,14 @@ def classifier(num_classes: int, dim: int = 64) -> Classifier:
     Args:
       num_classes: classes, the width of the logits.
       dim: width of the features, even.
+
+    Raises:
+      ValueError: for no classes, and for another width.
     """
+    if num_classes < 1 or dim < 2 or dim % 2:
+        raise ValueError(
+            f"a classifier needs classes and an even dim, got {num_classes}, {dim}"
+        )
     module = ConvNet(num_classes, dim)
 
     def init(key, image_shape):

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from ddpm_jax.networks import layers
 from ddpm_jax.networks.dropout import seeds
-from ddpm_jax.networks.network import Network
+from ddpm_jax.networks.network import Network, check_labels
 
 
 class UNet(nn.Module):
@@ -84,6 +84,10 @@ class UNet(nn.Module):
             raise ValueError(f"channels must be even, got {self.channels}")
         if not self.channel_mults or min(self.channel_mults) < 1:
             raise ValueError(f"channel_mults must be 1 or more: {self.channel_mults}")
+        if self.attention_resolutions and min(self.attention_resolutions) < 1:
+            raise ValueError(
+                f"attention_resolutions must be 1 or more: {self.attention_resolutions}"
+            )
         for name in ("num_res_blocks", "num_groups", "num_heads", "head_channels"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -92,7 +96,7 @@ class UNet(nn.Module):
             raise ValueError(f"num_classes must be 0 or more, got {self.num_classes}")
         if self.frequency_shift not in (0, 1):
             raise ValueError(f"frequency_shift is 0 or 1, got {self.frequency_shift}")
-        if self.norm_eps <= 0 or self.index_scale <= 0:
+        if not (self.norm_eps > 0 and self.index_scale > 0):
             raise ValueError("norm_eps and index_scale must be positive")
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(
@@ -222,7 +226,7 @@ def unet(**settings) -> Network:
     Raises:
       ValueError: where features, groups and heads do not divide; from `init` where
         images cannot be halved as often as there are levels; from `apply` where labels
-        are missing or there should be none.
+        are missing, there should be none, or they are not one class for each image.
     """
     hashable = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
     module = UNet(**hashable)
@@ -236,9 +240,39 @@ def unet(**settings) -> Network:
             raise ValueError("this network has no classes, but labels were given")
         if module.num_classes > 0 and cond is None and module.label_dropout == 0:
             raise ValueError("this network has no null class: labels are needed")
+        if cond is not None:
+            if jnp.shape(cond) != (len(x_t),):
+                raise ValueError(
+                    f"labels must be one for each of {len(x_t)} images, got "
+                    f"{jnp.shape(cond)}"
+                )
+            check_labels(cond, module.num_classes + (module.label_dropout > 0))
         return _apply(module, params, x_t, index, cond, dropout_keys)
 
-    return Network(init, apply)
+    return Network(init, apply, lambda image_shape: _remarks(module, image_shape))
+
+
+def _remarks(module, image_shape):
+    found, side = [], min(image_shape[:2])
+    sizes = [side >> level for level in range(len(module.channel_mults))]
+    without = [size for size in module.attention_resolutions if size not in sizes]
+    if without:
+        found.append(
+            f"network.attention_resolutions {_listed(without)}: no level has that "
+            f"size, there are {_listed(sizes)}"
+        )
+    if module.head_channels is not None and module.num_heads != 1:
+        found.append(
+            f"network.num_heads {module.num_heads} has no effect: head_channels "
+            f"{module.head_channels} says how many there are"
+        )
+    if module.label_dropout and not module.num_classes:
+        found.append("network.label_dropout has no effect without num_classes")
+    return found
+
+
+def _listed(numbers):
+    return ", ".join(map(str, numbers))
 
 
 # Of a module and shapes these are traced once, by whatever programs they are called.

@@ -1,6 +1,7 @@
 """Optimizers: gradient clipping, an optax optimizer, a learning-rate schedule."""
 
 import inspect
+import math
 from collections.abc import Callable
 
 import jax
@@ -12,6 +13,22 @@ from ddpm_jax.naming import unknown
 
 OPTIMIZERS = ("adam", "adamw", "adamax", "sgd")
 DECAYS = ("constant", "cosine", "linear")
+DTYPES = (None, "float32", "bfloat16")  # float16 has no room for small gradients
+# What the settings of optax must be, in words and as a rule.
+_SHARE = "lie in [0, 1)", lambda value: 0 <= value < 1
+_FROM_0 = "be 0 or more", lambda value: 0 <= value < math.inf
+_FLOAT = "be 'float32' or 'bfloat16'", lambda value: value in DTYPES
+_RULES = {
+    "b1": _SHARE,
+    "b2": _SHARE,
+    "momentum": ("lie in [0, 1)", lambda value: value is None or 0 <= value < 1),
+    "eps": ("be positive", lambda value: 0 < value < math.inf),
+    "eps_root": _FROM_0,
+    "weight_decay": _FROM_0,
+    "nesterov": ("be True or False", lambda value: isinstance(value, bool)),
+    "mu_dtype": _FLOAT,
+    "accumulator_dtype": _FLOAT,
+}
 
 
 def make_optimizer(
@@ -21,6 +38,7 @@ def make_optimizer(
     decay: str = "constant",
     decay_steps: int | None = None,
     clip_norm: float | None = 1.0,
+    num_steps: int | None = None,
     **settings,
 ) -> tuple[optax.GradientTransformation, Callable]:
     """Makes an optimizer and the learning rate it follows.
@@ -30,8 +48,9 @@ def make_optimizer(
       learning_rate: its peak.
       warmup_steps: steps over which it rises from 0, linearly.
       decay: "constant", or to 0 after the warm-up along a "cosine" or "linear".
-      decay_steps: the step at which it reaches 0.
+      decay_steps: the step at which it reaches 0, by default the last.
       clip_norm: largest global norm of the (averaged) gradient, or None.
+      num_steps: the last step of the training, where it is known.
       **settings: further arguments of the optax optimizer, such as b1, b2, eps,
         weight_decay, momentum.
 
@@ -39,15 +58,18 @@ def make_optimizer(
       (tx, learning_rate), the latter a function of the number of updates made.
 
     Raises:
-      ValueError: for unknown names and for a decay without its number of steps.
+      ValueError: for unknown names, for a decay without its number of steps, and for
+        numbers with which nothing can be trained.
       TypeError: for a setting that the optax optimizer does not have.
     """
     if name not in OPTIMIZERS:
         raise ValueError(unknown("optimizer", name, OPTIMIZERS))
-    if learning_rate <= 0 or warmup_steps < 0:
+    if not 0 < learning_rate < math.inf or warmup_steps < 0:
         raise ValueError("learning_rate must be positive, warmup_steps not negative")
-    if clip_norm is not None and clip_norm <= 0:
+    if clip_norm is not None and not clip_norm > 0:
         raise ValueError(f"clip_norm must be positive or None, got {clip_norm}")
+    if decay_steps is None and num_steps is not None:
+        decay_steps = max(num_steps, warmup_steps + 1)
     rate = _learning_rate(learning_rate, warmup_steps, decay, decay_steps)
     make = getattr(optax, name)
     known = {
@@ -57,8 +79,50 @@ def make_optimizer(
     for setting in settings:
         if setting not in known:
             raise TypeError(unknown(f"setting of {name}", setting, known))
+    for setting in settings.keys() & _RULES.keys():
+        words, fits = _RULES[setting]
+        if not fits(settings[setting]):
+            raise ValueError(f"{setting} must {words}, got {settings[setting]!r}")
     clip = clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
     return optax.chain(clip, make(rate, **settings)), rate
+
+
+def remarks(
+    num_steps: int,
+    warmup_steps: int = 0,
+    decay: str = "constant",
+    decay_steps: int | None = None,
+    **others,
+) -> list[str]:
+    """Returns, in a line each, what is odd about a learning rate, but can be meant.
+
+    Args:
+      num_steps: the last step of the training.
+      warmup_steps: see `make_optimizer`.
+      decay: see there.
+      decay_steps: see there.
+      **others: further arguments of `make_optimizer`.
+
+    Raises:
+      ValueError: if it is 0 before the training ends.
+    """
+    if decay != "constant" and decay_steps is not None and decay_steps < num_steps:
+        raise ValueError(
+            f"the learning rate is 0 from decay_steps {decay_steps} on, but the "
+            f"training goes on to step {num_steps}: give decay_steps={num_steps}, or "
+            "None, which follows train.num_steps"
+        )
+    found = []
+    if decay == "constant" and decay_steps is not None:
+        found.append(
+            f"optimizer.decay_steps {decay_steps} has no effect on a decay 'constant'"
+        )
+    if warmup_steps >= num_steps:
+        found.append(
+            f"optimizer.warmup_steps {warmup_steps} are not over when the training "
+            f"ends, at step {num_steps}: the learning rate only rises"
+        )
+    return found
 
 
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:

@@ -41,11 +41,16 @@ def heun(
       churn_noise: S_noise, the standard deviation of what is added.
 
     Raises:
-      ValueError: for a churn outside its range, or of a schedule of zero terminal SNR,
-        whose noise level cannot be raised.
+      ValueError: for a churn, levels or noise outside their range, or churn of a
+        schedule of zero terminal SNR, whose noise level cannot be raised.
     """
     if not 0 <= churn <= 2**0.5 - 1:
         raise ValueError(f"churn must lie in [0, 0.4142], got {churn}")
+    if not (0 <= churn_from < churn_to and 0 <= churn_noise < float("inf")):
+        raise ValueError(
+            "churn needs 0 <= churn_from < churn_to and a churn_noise of 0 or more, "
+            f"got {churn_from}, {churn_to} and {churn_noise}"
+        )
     if churn and ends_in_noise(schedule):
         raise ValueError("churn needs a schedule that leaves a signal at t = T")
 

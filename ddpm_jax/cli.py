@@ -18,6 +18,7 @@ import jax
 
 from ddpm_jax import cache, config
 from ddpm_jax.config import ConfigError
+from ddpm_jax.files import check_local
 from ddpm_jax.training import processes
 from ddpm_jax.training.meter import NonFiniteError
 from ddpm_jax.version import VERSION
@@ -94,11 +95,24 @@ def _joined(argv):
     return joined
 
 
-def run(main: Callable[[argparse.Namespace], int | None], args) -> NoReturn:
-    """Runs a main and exits with its code, or with that of what went wrong."""
+def run(
+    main: Callable[[argparse.Namespace], int | None],
+    args: argparse.Namespace,
+    before: Callable[[argparse.Namespace], None] = lambda args: None,
+) -> NoReturn:
+    """Runs a main and exits with its code, or with that of what went wrong.
+
+    Args:
+      main: what to run.
+      args: its arguments.
+      before: called with them first, before JAX looks for devices.
+    """
     try:
+        _refuse_remote(args)
         _limit_windows()
+        before(args)
         _join(args)
+        _find_devices()
         _cache_programs()
         agree({"ddpm_jax": VERSION, **_shared(sys.argv[1:])})
         for path, later in config.undone(args.overrides):
@@ -116,6 +130,33 @@ def run(main: Callable[[argparse.Namespace], int | None], args) -> NoReturn:
             raise
         code = _failed(traceback.format_exc(), 1)
     sys.exit(code)
+
+
+def _refuse_remote(args) -> None:
+    """Refuses places on other machines, which would become folders of such a name."""
+    given = [text.partition("=")[2] for text in args.overrides]
+    for value in vars(args).values():
+        given += value if isinstance(value, list) else [value]
+    for value in given:
+        if isinstance(value, str):
+            check_local(value)
+
+
+def _find_devices() -> None:
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        asked = os.environ.get("JAX_PLATFORMS")
+        said = one_line(error).partition(" (set JAX_PLATFORMS")[0]
+        text = (
+            f"JAX finds no device{f' with JAX_PLATFORMS={asked}' if asked else ''}"
+            f"{f': {said}' if said else ''}; install '.[cuda]' or '.[tpu]' where there "
+            "is one, or give JAX_PLATFORMS=cpu"
+        )
+        if jax.distributed.is_initialized():  # nothing else can be asked of JAX now
+            print(f"error: {text}", file=sys.stderr, flush=True)
+            os._exit(1)
+        raise ConfigError(text) from error
 
 
 def agree(values: dict[str, Any]) -> None:

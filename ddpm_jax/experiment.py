@@ -38,18 +38,18 @@ class TrainOptions(NamedTuple):
       ema_decay: decay of the moving average of the parameters.
       num_microbatches: parts of a batch gone through in turn, to save memory.
       log_every: steps between records.
-      save_every: steps between checkpoints; the last step is always saved.
+      save_every: steps between checkpoints; the last is always saved.
       sample_every: steps between pictures of samples, 0 for none.
       num_samples: images in such a picture.
       keep: how many checkpoints to keep.
-      max_skipped: how many steps whose loss or gradient is not finite may change
-        nothing; 0 stops the run at the first.
-      timeout: seconds without a step after which something hangs, and the run ends.
+      max_skipped: how many steps that are not finite may change nothing.
+      timeout: seconds without a step after which a run that hangs ends.
       steps_per_call: the most steps that the devices are given at once, see
         `parallel.parallel_steps`; by default 1, and on accelerators of several
         processes as many, up to 8, as hide what a call costs their hosts. More than 1
-        is slow on a CPU, where XLA runs the convolutions of a loop on one core, and
-        rounds otherwise than 1. Calls end where something is saved or drawn.
+        is slow on a CPU, whose XLA runs convolutions of a loop on one core, and rounds
+        otherwise. Calls end where something is saved or drawn.
+      deterministic: whether GPUs give the same bits each time, as others do anyway.
     """
 
     num_steps: int
@@ -63,6 +63,7 @@ class TrainOptions(NamedTuple):
     max_skipped: int = 0
     timeout: float = 1800
     steps_per_call: int | None = None
+    deterministic: bool = False
 
 
 class Experiment(NamedTuple):
@@ -233,6 +234,7 @@ def train_options(config: dict[str, Any]) -> TrainOptions:
         "sample_every": 0,
         "ema_decay": 0,
         "max_skipped": 0,
+        "deterministic": 0,
     }
     for name, value in options._asdict().items():
         if value is not None and value < least[name]:

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,19 @@ def whole(path: str | os.PathLike) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def check_local(path: str | os.PathLike) -> None:
+    """Refuses the address of another machine, such as gs://bucket/run.
+
+    Raises:
+      OSError: saying what to do.
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):
+        raise OSError(
+            f"{path} is no place in the file system, and others are not supported: "
+            "give a folder of this machine, such as one where it is mounted"
+        )
 
 
 def stamp_of(path: Path) -> tuple[int, int]:

@@ -35,6 +35,7 @@ MAY_CHANGE = (
     "optimizer.learning_rate",
     "sampler.",
     "timesteps.",
+    "train.deterministic",
     "train.num_microbatches",
     "train.num_steps",
     "train.log_every",

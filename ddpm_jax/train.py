@@ -9,7 +9,6 @@ take is told, and nothing done, with --plan.
 
 import argparse
 import contextlib
-import functools
 import itertools
 import os
 from contextlib import closing
@@ -19,11 +18,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from ddpm_jax import beginnings, cli, config, datasets, plan, remarks, runs
+from ddpm_jax import beginnings, beside, cli, config, datasets, plan, remarks, runs
 from ddpm_jax import experiment as experiments
 from ddpm_jax.compiled import estimates
 from ddpm_jax.config import ConfigError
-from ddpm_jax.data import images
+from ddpm_jax.files import check_local
 from ddpm_jax.scoring import progress
 from ddpm_jax.training import calls, parallel, processes
 from ddpm_jax.training.checkpoints import Checkpoints
@@ -31,6 +30,9 @@ from ddpm_jax.training.meter import Meter, NonFiniteError
 from ddpm_jax.training.stop import Stop
 from ddpm_jax.training.watchdog import Watchdog
 from ddpm_jax.training.writers import Writer
+
+# What makes XLA's programs for GPUs give the same bits each time.
+DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 
 
 def train(settings: dict[str, Any], workdir: str | os.PathLike) -> int:
@@ -49,10 +51,12 @@ def train(settings: dict[str, Any], workdir: str | os.PathLike) -> int:
       OSError: if a checkpoint cannot be written.
     """
     settings = config.override(settings, ())
+    check_local(workdir)
     cli.agree(settings)
     with cli.together():
         experiment = experiments.build(settings)
         options = experiments.train_options(settings)
+        _check_deterministic(options)
         scoring = progress.options_of(settings)
         _warn(settings)
         feed = datasets.make_feed(settings, options.num_microbatches)
@@ -89,7 +93,7 @@ def train(settings: dict[str, Any], workdir: str | os.PathLike) -> int:
 
         def log(step, averages):
             measured = batches.measured()
-            with _late("record", step, writer):
+            with beside.late("record", step, writer):
                 writer.metrics(step, {**averages, **measured})
 
         def skip(step, why, skipped):
@@ -98,8 +102,8 @@ def train(settings: dict[str, Any], workdir: str | os.PathLike) -> int:
 
         train_key = _keys(settings)[1]
         train_step = _train_step(experiment, options)
-        save_picture = _save_picture(experiment, options, workdir, writer)
-        score = _score(score_params, scoring.metric, writer)
+        save_picture = beside.make_picture(experiment, options, workdir, writer)
+        score = beside.make_score(score_params, scoring.metric, writer)
         meter = Meter(
             options.log_every,
             log,
@@ -142,11 +146,11 @@ def train(settings: dict[str, Any], workdir: str | os.PathLike) -> int:
                     checkpoints.save(state)
                     saved = step
                 if draw:
-                    with _late("picture", step, writer):
+                    with beside.late("picture", step, writer):
                         save_picture(step, state)
                 if judge:
                     checkpoints.wait()
-                    with _late("score", step, writer):
+                    with beside.late("score", step, writer):
                         if scores := score(step, state):
                             checkpoints.add_scores(step, scores)
             if last:
@@ -226,54 +230,6 @@ def _train_step(experiment, options):
     return parallel.parallel_steps(step, options.steps_per_call)
 
 
-@contextlib.contextmanager
-def _late(what, step, writer):
-    """A record, picture or score that fails is told, and training goes on.
-
-    Where there are several processes, only what fails on all of them, or after all that
-    they do together: no process may miss what the others wait for.
-    """
-    alone = jax.process_count() == 1
-    expected = (Exception,) if alone else (ConfigError, OSError, ValueError)
-    try:
-        yield
-    except expected as error:
-        said = cli.one_line(error) or type(error).__name__
-        writer.line(f"no {what} of step {step} ({said[:300]}); training goes on")
-
-
-def _save_picture(experiment, options, workdir, writer):
-    """A function that draws samples from the averaged parameters into a grid."""
-    sample_fn = parallel.parallel_map(experiment.picture_fn, options.num_samples)
-    keys = experiments.sample_keys(0, options.num_samples)
-    labels = experiments.sample_labels(experiment.num_classes, options.num_samples)
-
-    def save_picture(step, state):
-        picture = images.grid(sample_fn(state.ema_params, keys, labels))
-        path = workdir / "samples" / f"step_{step:08}.png"
-        processes.on_first(lambda: images.save_png(path, picture))
-        writer.picture(step, "samples", picture)
-
-    return save_picture
-
-
-def _score(score_params, metric, writer):
-    """A function that scores the averaged parameters and records the score."""
-
-    @functools.cache
-    def warn_once(text):
-        writer.line(text)
-
-    def score(step, state):
-        value = score_params(state.ema_params)
-        writer.metrics(step, {metric: value.value})
-        for warning in value.warnings:
-            warn_once(f"{metric} of {warning}")
-        return progress.records(metric, value)
-
-    return score
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Adds the arguments of this main."""
     parser.add_argument(
@@ -304,6 +260,24 @@ def _devices_to_plan(text):
     return int(text)
 
 
+def _before_devices(args: argparse.Namespace) -> None:
+    """Sets what train.deterministic asks of the compiler, which is read once."""
+    settings = config.load(args.config, args.overrides)
+    if settings.get("train", {}).get("deterministic"):
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} {DETERMINISTIC}".strip()
+
+
+def _check_deterministic(options):
+    """On GPUs the compiler must have been told."""
+    told = DETERMINISTIC in os.environ.get("XLA_FLAGS", "")
+    if options.deterministic and jax.default_backend() == "gpu" and not told:
+        raise ConfigError(
+            f"config.train.deterministic: set XLA_FLAGS={DETERMINISTIC} before JAX is "
+            "used, as python -m ddpm_jax.train does"
+        )
+
+
 def main(args: argparse.Namespace) -> int:
     """Trains as the command line says."""
     with cli.together():
@@ -323,4 +297,5 @@ def main(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main, cli.parse_config(add_arguments(cli.parser(__doc__))))
+    parsed = cli.parse_config(add_arguments(cli.parser(__doc__)))
+    cli.run(main, parsed, _before_devices)

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from tiny import call, random_params, tiny
 
-from ddpm_jax import config, edits, experiment, runs, sample
+from ddpm_jax import config, drawings, edits, experiment, runs, sample
 from ddpm_jax.config import ConfigError
 from ddpm_jax.data import images
 from ddpm_jax.diffusion import editing
@@ -147,8 +147,8 @@ def read_all(folder, num):
 
 def test_a_folder_goes_on_where_it_was_stopped(draw, tmp_path, monkeypatch, capsys):
     """Every image is that of one go; another command is refused."""
-    given = ["--labels", "3,7", "--batch_size", 4]
-    whole = draw(*given, num=12)
+    given = ["--labels", "3,7", "--batch_size", 1]
+    whole = draw(*given, num=20)
     save = images.save_png
     with monkeypatch.context() as stopping:
         left = iter(range(6))
@@ -160,31 +160,31 @@ def test_a_folder_goes_on_where_it_was_stopped(draw, tmp_path, monkeypatch, caps
 
         stopping.setattr(images, "save_png", stop)
         with pytest.raises(KeyboardInterrupt):
-            draw(*given, num=12, out="f")
+            draw(*given, num=20, out="f")
     assert "the same command goes on" in capsys.readouterr().err
     folder = tmp_path / "f"
     np.testing.assert_array_equal(read_all(folder, 6), whole[:6])
-    draw(*given, num=12, out="f")
-    assert "6 of 12 images are in" in capsys.readouterr().out
-    np.testing.assert_array_equal(read_all(folder, 12), whole)
+    draw(*given, num=20, out="f")
+    assert "6 of 20 images are in" in capsys.readouterr().out
+    np.testing.assert_array_equal(read_all(folder, 20), whole)
     assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == [
         "0003", "0007"
     ]  # fmt: skip
     with monkeypatch.context() as nothing_left:
         nothing_left.setattr(images, "save_png", None)
-        draw(*given, num=12, out="f")
+        draw(*given, num=20, out="f")
     for change in (["--seed", 1], ["--steps", 3], ["--config.denoiser.clip=False"]):
         with pytest.raises(ConfigError, match="samples of another command"):
-            draw(*given, *change, num=12, out="f")
-    (folder / sample.RECORD).unlink()
+            draw(*given, *change, num=20, out="f")
+    (folder / drawings.RECORD).unlink()
     with pytest.raises(ConfigError, match="there already"):
-        draw(*given, num=12, out="f")
+        draw(*given, num=20, out="f")
 
 
 def test_what_is_drawn_for_one_file_is_kept_until_it_is_written(
     draw, tmp_path, monkeypatch
 ):
-    keep, whole = sample.Store.__call__, draw("--batch_size", 1, num=20)
+    keep, whole = drawings.Store.__call__, draw("--batch_size", 1, num=20)
     with monkeypatch.context() as stopping:
         left = iter(range(1))
 
@@ -193,7 +193,7 @@ def test_what_is_drawn_for_one_file_is_kept_until_it_is_written(
                 raise KeyboardInterrupt
             return keep(store, positions, compute)
 
-        stopping.setattr(sample.Store, "__call__", stop)
+        stopping.setattr(drawings.Store, "__call__", stop)
         with pytest.raises(KeyboardInterrupt):
             draw("--batch_size", 1, num=20, out="b.npz")
     (part,) = tmp_path.rglob(".b.npz.parts/*/*.npz")

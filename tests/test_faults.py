@@ -301,7 +301,7 @@ def test_a_step_is_saved_before_its_picture_is_drawn(tmp_path, monkeypatch):
     def killed(*given):
         raise SystemExit
 
-    monkeypatch.setattr(train.images, "save_png", killed)
+    monkeypatch.setattr(train.beside.images, "save_png", killed)
     with pytest.raises(SystemExit):
         train.train(small("train.sample_every=2"), tmp_path)
     assert int(final_state(tmp_path).step) == 2

@@ -36,6 +36,8 @@ RANKS = {
     "edits": 5,
     "arguments": 6,
     "beginnings": 6,
+    "beside": 6,
+    "drawings": 6,
     "train": 7,
     "sample": 7,
     "convert": 7,

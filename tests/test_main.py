@@ -4,7 +4,9 @@ As processes of their own where that matters (signals, locks, devices, other pro
 else the same command lines within this one, which has eight devices.
 """
 
+import argparse
 import json
+import os
 import re
 import shutil
 import signal
@@ -22,6 +24,7 @@ import ddpm_jax
 from ddpm_jax import cli, config, experiment, runs
 from ddpm_jax import sample as sampling_main
 from ddpm_jax import train as training_main
+from ddpm_jax.config import ConfigError
 
 TINY = (*SMALL, "train.log_every=2", "train.sample_every=6")
 
@@ -203,6 +206,43 @@ def test_mistakes_end_in_one_line(tmp_path, train_here):
     result = train_here(tmp_path / "file")
     assert result.returncode == 1 and result.stderr.count("\n") == 1
     assert "file" in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("platform", ["cuda", "nonsense"])
+def test_a_platform_that_is_not_there_is_named(tmp_path, platform, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", platform)
+    result = train(tmp_path / "r")
+    last = result.stderr.splitlines()[-1]
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert last.startswith(f"error: JAX finds no device with JAX_PLATFORMS={platform}")
+    assert last.endswith("or give JAX_PLATFORMS=cpu") and not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize("given", [
+    ["--workdir", "gs://bucket/run"],
+    ["--workdir=S3://bucket/run"],
+    ["--config.data.cache=gs://bucket/cache"],
+    ["--config.init_from", "https://bucket/run"],
+])  # fmt: skip
+def test_places_on_other_machines_are_refused(here, given):
+    result = here(training_main, "--config", "configs/digits.py", *given)
+    assert result.returncode == 1 and "://bucket" in result.stderr
+    assert "is no place in the file system" in result.stderr
+
+
+def test_bits_are_asked_for_before_devices_are_found(monkeypatch):
+    args = argparse.Namespace(config="configs/digits.py", overrides=[])
+    monkeypatch.setenv("XLA_FLAGS", "--of_others")
+    training_main._before_devices(args)
+    assert os.environ["XLA_FLAGS"] == "--of_others"
+    args.overrides = ["train.deterministic=True"]
+    training_main._before_devices(args)
+    assert os.environ["XLA_FLAGS"] == f"--of_others {training_main.DETERMINISTIC}"
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    options = experiment.train_options(config.load(args.config, args.overrides))
+    with pytest.raises(ConfigError, match="set XLA_FLAGS=--xla_gpu_deterministic_ops"):
+        training_main._check_deterministic(options)
 
 
 def test_a_run_that_diverged_can_go_on_more_slowly(workdir, tmp_path, train_here):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 from ddpm_jax.diffusion import (
     denoisers,
@@ -103,6 +104,29 @@ def test_a_step_exchanges_the_gradient_once(params):
     size = sum(math.prod(int(n) for n in s.split(",") if n) for s in shapes)
     # Equal gradients, as of biases that are added to the same features, go once.
     assert 0.99 < size / sum(p.size for p in jax.tree.leaves(params)) < 1.01
+
+
+def reductions(jaxpr):
+    """How many arrays each sum over devices takes, anywhere in a traced program."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name.startswith("psum"):
+            yield len(equation.invars)
+        for inner in jaxprs_in_params(equation.params):
+            yield from reductions(inner)
+
+
+def test_the_traced_step_sums_each_gradient_once(params):
+    """Beside them the one metric and the vote.
+
+    JAX traces a sum of a tree as one of each array; to join them is left to compilers.
+    """
+    tx = optax.adam(1e-3)
+    loss_fn = losses.simple(NETWORK.apply, SCHEDULE)
+    step = parallel.parallel_step(
+        make_train_step(loss_fn, tx, 0.9, axis_name=parallel.AXIS)
+    )
+    traced = jax.make_jaxpr(step)(init_state(params, tx), batch(), KEY)
+    assert sum(reductions(traced.jaxpr)) == len(jax.tree.leaves(params)) + 2
 
 
 def linear_steps(most):

@@ -74,6 +74,28 @@ def test_variances_are_the_tables_of_ho_et_al():
     assert small[0] == 0
 
 
+@pytest.mark.parametrize("num_steps", [10, 1000, 4000])
+@pytest.mark.parametrize("make", [
+    lambda T: schedules.linear(T, 0.1 / T, min(20 / T, 1.0)),
+    schedules.cosine,
+    lambda T: schedules.zero_terminal_snr(schedules.cosine(T)),
+])  # fmt: skip
+def test_variances_of_steps_lose_nothing_in_single_precision(make, num_steps):
+    """Also of 1 / 4000 of the way, where λ_t and λ_s share their leading digits."""
+    schedule = make(num_steps)
+    exact = np.asarray(schedule.log_snr, np.float64)
+    t = np.arange(1, num_steps + 1)
+    sigma_sq = np.exp(-np.logaddexp(0, exact))
+    step = -np.expm1(exact[1:] - exact[:-1])
+    for variance, expected in (
+        (process.posterior_variance, sigma_sq[:-1] * step),
+        (process.forward_variance, sigma_sq[1:] * step),
+    ):
+        found = jax.jit(lambda t, v=variance: v(schedule, t, t - 1))(t)
+        assert found.dtype == jnp.float32
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_forward_variances_compose(x64, schedule):
     """Noising to s and on to t is noising to t: 1 - β multiply."""

@@ -1,8 +1,13 @@
 """What a run leaves on disk, and the numbers with which it does not go on."""
 
 import json
+import logging
+import os
 import shutil
+import subprocess
+import sys
 import time
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -223,3 +228,35 @@ def test_the_meter_refuses_what_is_not_finite(value):
     meter.add(8, {"loss": jnp.array([1.0, value, 1.0, 1.0])}, 4)
     with pytest.raises(NonFiniteError, match="loss is (nan|inf) at step 6"):
         meter.pause()
+
+
+def test_the_checkpoints_leave_the_logs_of_others_alone(tmp_path, caplog):
+    """Only what Orbax says of its own is left out, while a folder is open."""
+    script = (
+        "from absl import logging as a; b = a.get_verbosity(); "
+        "from ddpm_jax.training import checkpoints; assert a.get_verbosity() == b"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+    logger = logging.getLogger("absl")
+    of_orbax = f"{os.sep}orbax{os.sep}checkpoint.py"
+    say = lambda place: logger.handle(
+        logging.LogRecord("absl", logging.ERROR, place, 1, place, (), None)
+    )
+    with Checkpoints(tmp_path):
+        say("mine.py")
+        say(of_orbax)
+    say(of_orbax)
+    assert [record.msg for record in caplog.records] == ["mine.py", of_orbax]
+
+
+def test_a_defect_is_not_blamed_on_the_disk(tmp_path, monkeypatch):
+    with Checkpoints(tmp_path) as checkpoints:
+        for error, expected in (
+            (TypeError("a defect"), TypeError),
+            (ValueError("RESOURCE: No space left on device"), OSError),
+        ):
+            with monkeypatch.context() as failing:
+                manager = checkpoints._manager
+                failing.setattr(manager, "save", Mock(side_effect=error))
+                with pytest.raises(expected, match="defect|cannot save"):
+                    checkpoints.save(state(1))

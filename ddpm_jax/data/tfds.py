@@ -8,6 +8,7 @@ which makes the very data set that TensorFlow would.
 
 import dataclasses
 import difflib
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -190,10 +191,16 @@ def _is_prepared(builder) -> bool:
     return builder.data_path.exists() and builder.is_prepared()
 
 
+def _not_of_opencv(record: logging.LogRecord) -> bool:
+    return "OpenCV" not in str(record.msg)
+
+
 def _builder(name: str, data_dir: str | os.PathLike | None):
     """Finds the data set by its name, in tfds' catalogue or among the prepared."""
     import tensorflow_datasets
 
+    # Pillow is meant: a package more would be needed to be faster.
+    logging.getLogger("absl").addFilter(_not_of_opencv)
     try:
         return tensorflow_datasets.builder(name, data_dir=data_dir)
     except tensorflow_datasets.core.DatasetNotFoundError:

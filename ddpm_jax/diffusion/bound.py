@@ -40,6 +40,7 @@ from ddpm_jax.diffusion.schedules import (
     alpha_sigma,
     check_times,
     log_snr,
+    log_snr_change,
 )
 from ddpm_jax.diffusion.timesteps import Timesteps
 
@@ -141,8 +142,8 @@ def make_term(schedule: Schedule, variance: str, timesteps: Timesteps) -> Callab
         inner_t, inner_s = jnp.where(last, before_t, t), jnp.where(last, before_s, s)
         log_small = jnp.log(posterior_variance(schedule, inner_t, inner_s))
         log_large = jnp.log(forward_variance(schedule, t, s))
-        lambda_t, lambda_s = log_snr(schedule, inner_t), log_snr(schedule, inner_s)
-        gap = jnp.exp(lambda_s) * -jnp.expm1(lambda_t - lambda_s)  # SNR_s - SNR_t
+        change = log_snr_change(schedule, inner_t, inner_s)
+        gap = jnp.exp(log_snr(schedule, inner_s)) * -jnp.expm1(change)  # SNR_s - SNR_t
         fraction = variances.fraction_of(variance, prediction)
         if variance == "fixed_large":  # of the decoder: fixed small, as in Ho's code
             fraction = jnp.where(last, 0.0, fraction)

@@ -12,7 +12,8 @@ and `Prediction` holds (x_0, eps), from which every sampler continues. Between t
 times s < t, with λ the log-SNR,
 
     posterior variance   β̃(t→s) = sigma_s^2 (1 - exp(λ_t - λ_s))          (Ho Eq. 7)
-    forward variance     β (t→s) = 1 - alpha_t^2 / alpha_s^2        (β_t where s = t-1)
+    forward variance     β (t→s) = sigma_t^2 (1 - exp(λ_t - λ_s))   (β_t where s = t-1)
+                                 = 1 - alpha_t^2 / alpha_s^2
 
 written with expm1, so that nothing cancels and β̃(1→0) is exactly 0.
 """
@@ -31,6 +32,7 @@ from ddpm_jax.diffusion.schedules import (
     alpha_sigma,
     ends_in_noise,
     log_snr,
+    log_snr_change,
 )
 
 Images = Float[Array | np.ndarray, "..."]
@@ -127,15 +129,14 @@ def parameterization(name: str, schedule: Schedule) -> Parameterization:
 
 def posterior_variance(schedule: Schedule, t: Times, s: Times) -> Float[Array, "..."]:
     """Variance of q(x_s | x_t, x_0), s < t (Ho et al. 2020, Eq. 7; "fixed small")."""
-    lambda_t, lambda_s = log_snr(schedule, t), log_snr(schedule, s)
-    return jax.nn.sigmoid(-lambda_s) * -jnp.expm1(lambda_t - lambda_s)
+    change = log_snr_change(schedule, t, s)
+    return jax.nn.sigmoid(-log_snr(schedule, s)) * -jnp.expm1(change)
 
 
 def forward_variance(schedule: Schedule, t: Times, s: Times) -> Float[Array, "..."]:
     """Variance of q(x_t | x_s), s < t: β_t where s = t - 1 ("fixed large")."""
-    log_alpha_sq_t = jax.nn.log_sigmoid(log_snr(schedule, t))
-    log_alpha_sq_s = jax.nn.log_sigmoid(log_snr(schedule, s))
-    return -jnp.expm1(log_alpha_sq_t - log_alpha_sq_s)
+    change = log_snr_change(schedule, t, s)
+    return jax.nn.sigmoid(-log_snr(schedule, t)) * -jnp.expm1(change)
 
 
 def _coefficients(schedule: Schedule, t: Times, x: Images):

@@ -12,8 +12,9 @@ t = 0 is clean data (λ_0 = +inf), t = T the prior. The papers' α-bar_t is
 alpha_t^2 here, their β_t is `process.forward_variance(schedule, t, t - 1)`.
 
 Tables are NumPy float64 and are cast to the default JAX precision where they are
-read, so single precision costs one rounding of λ and no cancellation: in float32
-sigma_t^2 is good to 3e-7 relative, 1 - alpha_t^2 only to 2e-4.
+read; of differences, the roundings are added (`log_snr_change`). So single precision
+costs one rounding of λ and no cancellation: in float32 sigma_t^2 and the variances of
+steps are good to 1e-6 relative, where 1 - alpha_t^2 is to 2e-4.
 """
 
 from typing import NamedTuple
@@ -77,6 +78,22 @@ def log_snr(schedule: Schedule, t: Times) -> Float[Array, "*batch"]:
         return table[t]
     below = jnp.clip(jnp.floor(t).astype(jnp.int32), 1, schedule.num_steps - 1)
     return table[below] + (t - below) * (table[below + 1] - table[below])
+
+
+def log_snr_change(schedule: Schedule, t: Times, s: Times) -> Float[Array, "..."]:
+    """Returns λ_t - λ_s, whose leading digits cancel where t is near s.
+
+    What rounding takes from a table of NumPy is a table of its own; of a table that is
+    traced or of JAX, there is none.
+    """
+    change = log_snr(schedule, t) - log_snr(schedule, s)
+    if not isinstance(schedule.log_snr, np.ndarray):
+        return change
+    exact = schedule.log_snr.astype(np.float64)
+    rounded = exact.astype(jnp.result_type(float))
+    finite, rest = np.isfinite(exact), np.zeros_like(exact)
+    lost = Schedule(np.subtract(exact, rounded, out=rest, where=finite))
+    return change + (log_snr(lost, t) - log_snr(lost, s))
 
 
 def check_times(schedule: Schedule, t: Times, first: int = 0) -> None:

@@ -7,6 +7,7 @@ data's position is the step itself.
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -15,20 +16,19 @@ from pathlib import Path
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging
-from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from ddpm_jax.files import whole
-from ddpm_jax.training import checksums
+from ddpm_jax.training import checksums, ranking
 from ddpm_jax.training.checksums import DamagedError
 from ddpm_jax.training.state import TrainState
 
+
 # Orbax warns of what is meant here: a wait for the save before, arrays without devices.
 # Its errors are raised too, and said here in a line.
-logging.set_verbosity(logging.FATAL)
+def _not_of_orbax(record: logging.LogRecord) -> bool:
+    return f"{os.sep}orbax{os.sep}" not in record.pathname
 
-# Where Orbax looks for the scores of a checkpoint, within it.
-_SCORES = ("metrics", "metrics")
+
 _REASONS = (
     "No space left on device",
     "Disk quota exceeded",
@@ -56,15 +56,16 @@ class Checkpoints(contextlib.AbstractContextManager):
           read_only: whether to leave the folder, and a save under way in it, alone.
         """
         self.folder = os.path.abspath(folder)
+        logging.getLogger("absl").addFilter(_not_of_orbax)
         if not read_only:
             os.makedirs(self.folder, exist_ok=True)
-            _drop_damaged_scores(self.folder)
+            ranking.drop_damaged(self.folder)
         me = jax.process_index()
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=_preserved(keep),
-                best_fn=_rank,
+                preservation_policy=ranking.policy(keep),
+                best_fn=ranking.rank,
                 cleanup_tmp_directories=not read_only,
                 read_only=read_only,
                 step_format_fixed_length=8,
@@ -88,7 +89,7 @@ class Checkpoints(contextlib.AbstractContextManager):
     def best_step(self) -> int | None:
         """Returns the step of the best of the checkpoints with scores, or None."""
         scores = {step: self._manager.metrics(step) for step in self.steps()}
-        ranks = {step: _rank(found) for step, found in scores.items() if found}
+        ranks = {step: ranking.rank(found) for step, found in scores.items() if found}
         return max(ranks, key=ranks.get, default=None)
 
     def steps(self) -> list[int]:
@@ -141,7 +142,7 @@ class Checkpoints(contextlib.AbstractContextManager):
           OSError: if they, or the checkpoint under way, cannot be written.
         """
         self.wait()
-        with whole(Path(self.folder, f"{step:08}", *_SCORES)) as partial:
+        with whole(Path(self.folder, f"{step:08}", *ranking.SCORES)) as partial:
             partial.write_text(json.dumps(scores))
         self._manager.reload()
 
@@ -208,6 +209,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         """Waits as `wait`, and frees what the manager holds."""
         self.wait()
         self._manager.close()
+        logging.getLogger("absl").removeFilter(_not_of_orbax)
 
     def __exit__(self, *exception):
         self.close()
@@ -224,6 +226,9 @@ class Checkpoints(contextlib.AbstractContextManager):
         try:
             action()
         except Exception as error:  # Orbax raises ValueError too where a disk is full
+            refused = isinstance(error, OSError) or _cause(error) in _REASONS
+            if not refused:  # a defect, which is no fault of the disk
+                raise
             raise OSError(
                 f"cannot save a checkpoint in {self.folder} ({_cause(error)}); "
                 f"{self.listed()}"
@@ -272,28 +277,6 @@ class Checkpoints(contextlib.AbstractContextManager):
         """Returns which checkpoints there are, in words."""
         steps = ", ".join(map(str, self.steps()))
         return f"there are those of steps {steps}" if steps else "there is none yet"
-
-
-def _drop_damaged_scores(folder: str) -> None:
-    """Orbax could not open the folder; a checkpoint without its scores is whole."""
-    for path in Path(folder).glob("/".join(("*", *_SCORES))):
-        try:
-            json.loads(path.read_text())["rank"]
-        except (ValueError, KeyError, TypeError):
-            path.unlink()
-
-
-def _rank(scores: dict[str, float]) -> float:
-    return scores["rank"]
-
-
-def _preserved(keep: int):
-    """The latest, and the best of those with scores."""
-    policy = preservation_policy
-    best = policy.BestN(
-        get_metric_fn=_rank, n=1, keep_checkpoints_without_metrics=False
-    )
-    return policy.AnyPreservationPolicy([policy.LatestN(keep), best])
 
 
 def _without_ema(state: TrainState) -> dict:

@@ -20,7 +20,13 @@ from ddpm_jax.diffusion import variances
 from ddpm_jax.diffusion.process import Images, Prediction, posterior_variance
 from ddpm_jax.diffusion.samplers import sampler
 from ddpm_jax.diffusion.samplers.sampler import Sampler, SamplerState
-from ddpm_jax.diffusion.schedules import Schedule, Times, alpha_sigma, log_snr
+from ddpm_jax.diffusion.schedules import (
+    Schedule,
+    Times,
+    alpha_sigma,
+    log_snr,
+    log_snr_change,
+)
 
 
 def ddpm(schedule: Schedule, variance: str = "fixed_small") -> Sampler:
@@ -93,7 +99,7 @@ def mean(
     alpha_s, sigma_s = alpha_sigma(schedule, s)
     if eta == 0:  # a Python branch: towards noise, exp(Δ) is inf, and 0 * inf nan
         return alpha_s * prediction.x_0 + sigma_s * prediction.eps
-    ratio = jnp.exp(log_snr(schedule, t) - log_snr(schedule, s))
+    ratio = jnp.exp(log_snr_change(schedule, t, s))
     direction = sigma_s * jnp.sqrt((1 - eta**2) + eta**2 * ratio)
     return alpha_s * prediction.x_0 + direction * prediction.eps
 

@@ -29,7 +29,7 @@ from ddpm_jax.diffusion.samplers.sampler import (
     no_past,
     remember,
 )
-from ddpm_jax.diffusion.schedules import Schedule, Times, log_snr
+from ddpm_jax.diffusion.schedules import Schedule, Times, log_snr_change
 
 
 def dpmpp_2m(schedule: Schedule, eta: float = 0.0) -> Sampler:
@@ -98,8 +98,7 @@ def averages(length: Float[Array, ""]) -> tuple[Array, Array]:
 def spans_of(schedule: Schedule, past: Past, t: Times, s: Times) -> Float[Array, " k"]:
     """Returns the lengths from t to s, and back between earlier times, [order]."""
     times = jnp.concatenate([jnp.stack([jnp.asarray(s), jnp.asarray(t)]), past.times])
-    half = log_snr(schedule, times) / 2
-    return half[:-1] - half[1:]
+    return log_snr_change(schedule, times[:-1], times[1:]) / 2
 
 
 def ratios(times: Array, spans: Array) -> Float[Array, " past"]:

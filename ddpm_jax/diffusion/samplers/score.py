@@ -12,15 +12,14 @@ steps.
 """
 
 import jax.numpy as jnp
-from jax.nn import log_sigmoid
 
+from ddpm_jax.diffusion.process import forward_variance
 from ddpm_jax.diffusion.samplers import sampler
 from ddpm_jax.diffusion.samplers.sampler import Sampler, SamplerState
 from ddpm_jax.diffusion.schedules import (
     Schedule,
     alpha_sigma,
     ends_in_noise,
-    log_snr,
 )
 
 
@@ -52,10 +51,8 @@ def _euler(schedule, eta: int) -> Sampler:
     def step(denoiser, keys, state, t, s):
         prediction = denoiser(state.x, t)
 
-        def log_alpha_sq(u):
-            return log_sigmoid(log_snr(schedule, u))
-
-        area = log_alpha_sq(s) - log_alpha_sq(t)
+        # ∫ β = log alpha_s^2 - log alpha_t^2
+        area = -jnp.log1p(-forward_variance(schedule, t, s))
         _, sigma_t = alpha_sigma(schedule, t)
         score = -prediction.eps / sigma_t
         x_s = state.x + area * (state.x / 2 + (1 + eta**2) / 2 * score)

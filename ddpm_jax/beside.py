@@ -1,0 +1,61 @@
+"""Beside training's steps: pictures and scores. What fails here ends no training."""
+
+import contextlib
+import functools
+
+import jax
+
+from ddpm_jax import cli
+from ddpm_jax import experiment as experiments
+from ddpm_jax.config import ConfigError
+from ddpm_jax.data import images
+from ddpm_jax.scoring import progress
+from ddpm_jax.training import parallel, processes
+
+
+@contextlib.contextmanager
+def late(what, step, writer):
+    """A record, picture or score that fails is told, and training goes on.
+
+    Where there are several processes, only what fails on all of them, or after all that
+    they do together: no process may miss what the others wait for.
+    """
+    alone = jax.process_count() == 1
+    expected = (Exception,) if alone else (ConfigError, OSError, ValueError)
+    try:
+        yield
+    except expected as error:
+        said = cli.one_line(error) or type(error).__name__
+        writer.line(f"no {what} of step {step} ({said[:300]}); training goes on")
+
+
+def make_picture(experiment, options, workdir, writer):
+    """A function that draws samples from the averaged parameters into a grid."""
+    sample_fn = parallel.parallel_map(experiment.picture_fn, options.num_samples)
+    keys = experiments.sample_keys(0, options.num_samples)
+    labels = experiments.sample_labels(experiment.num_classes, options.num_samples)
+
+    def save_picture(step, state):
+        picture = images.grid(sample_fn(state.ema_params, keys, labels))
+        path = workdir / "samples" / f"step_{step:08}.png"
+        processes.on_first(lambda: images.save_png(path, picture))
+        writer.picture(step, "samples", picture)
+
+    return save_picture
+
+
+def make_score(score_params, metric, writer):
+    """A function that scores the averaged parameters and records the score."""
+
+    @functools.cache
+    def warn_once(text):
+        writer.line(text)
+
+    def score(step, state):
+        value = score_params(state.ema_params)
+        writer.metrics(step, {metric: value.value})
+        for warning in value.warnings:
+            warn_once(f"{metric} of {warning}")
+        return progress.records(metric, value)
+
+    return score

@@ -48,6 +48,7 @@ def test_unseen_data():
     scores = np.array([draw.score for draw in draws])
     errors = np.array([draw.error for draw in draws])
     assert abs(np.mean(scores) - 0.5) < 4 * np.std(scores) / np.sqrt(len(draws))
+    # Three standard errors of a spread over 200 draws, 1 / sqrt(400) each.
     np.testing.assert_allclose(np.mean(errors), np.std(scores), rtol=0.15)
     assert np.mean(np.abs(scores - 0.5) < 2 * errors) > 0.9
 

@@ -184,7 +184,8 @@ def test_bfloat16_computes_coarsely_with_float32_parameters():
     half = abstract(unet(**TINY, dtype="bfloat16"), (8, 8, 1))
     assert {leaf.dtype for leaf in jax.tree.leaves(half)} == {jnp.dtype("float32")}
     error = np.abs(fine - coarse).max() / np.abs(fine).max()
-    assert 1e-4 < error < 0.1 and coarse.dtype == jnp.float32
+    # Each of the layers rounds to 2^-9, relatively; errors add up as their squares.
+    assert 1e-3 < error < 0.02 and coarse.dtype == jnp.float32
 
 
 def lines_of(jaxpr):

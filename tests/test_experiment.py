@@ -100,7 +100,7 @@ MISTAKES = {
     "loss.name=hybrid": "needs a network with learned_variance=True",
     "optimizer.b1=2.0": "config.optimizer: b1 must lie in .0, 1., got 2.0",
     "schedule.num_steps=10**9": "must be a whole number",
-    "schedule.num_steps=1000000000": "at most 1000000, got 1000000000",
+    "schedule.num_steps=1000000000": "at most 10000000, got 1000000000",
     "schedule.max_beta=1.5": "max_beta in .0, 1., got 0.008, 1.5",
     "schedule.offset=-1.0": "offset must lie in .0, 1.",
     "schedule={'name':'linear','beta_end':2.0}": "config.schedule: betas must rise",

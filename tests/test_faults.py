@@ -202,6 +202,9 @@ def test_an_image_that_is_damaged_while_training_is_named(tmp_path, monkeypatch)
     assert train.train(settings, tmp_path / "run") == 0
 
 
+COLUMNS = ("image", "label")
+
+
 def test_a_record_that_cannot_be_decoded_is_named():
     class Records:
         def __getitems__(self, indices):
@@ -209,7 +212,7 @@ def test_a_record_that_cannot_be_decoded_is_named():
                 raise SyntaxError("broken PNG file")
             return [{"image": np.zeros((4, 4, 1), np.uint8)} for _ in indices]
 
-    records = tfds._Records("faces train", Path(), Records(), (4, 4, 1), 0)
+    records = tfds._Records("faces train", Path(), Records(), (4, 4, 1), (), COLUMNS)
     assert gather(records, np.array([1, 2]))[0].shape == (2, 4, 4, 1)
     message = r"record 7 of faces train cannot be decoded \(broken PNG file\)"
     with pytest.raises(OSError, match=message):
@@ -222,7 +225,7 @@ def test_a_machine_that_fails_makes_no_record_corrupt(error):
         def __getitems__(self, indices):
             raise error
 
-    records = tfds._Records("faces train", Path(), Records(), (4, 4, 1), 0)
+    records = tfds._Records("faces train", Path(), Records(), (4, 4, 1), (), COLUMNS)
     with pytest.raises(type(error)) as raised:
         gather(records, np.array([1, 7, 2]))
     assert raised.value is error

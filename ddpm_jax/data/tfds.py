@@ -138,8 +138,11 @@ def tfds(
     from tensorflow_datasets import features
 
     columns = dict(builder.info.features.items())
-    are_images = [k for k, v in columns.items() if isinstance(v, features.Image)]
-    are_classes = [k for k, v in columns.items() if isinstance(v, features.ClassLabel)]
+
+    def of_kind(kind):
+        return sorted(k for k, v in columns.items() if isinstance(v, kind))
+
+    are_images, are_classes = of_kind(features.Image), of_kind(features.ClassLabel)
     if image_key not in are_images:
         hint = "choose a data set of images"
         if are_images:

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-MOST_STEPS = 10**6  # beyond, neighbours are one number in single precision
+MOST_STEPS = 10**7  # float32 holds all whole times up to 2^24
 MOST_LEFT = 0.2  # of alpha_T; the linear schedule with 1000 steps leaves 0.006
 
 Times = int | Int[Array | np.ndarray | np.integer, "*batch"] | Float[Array, "*batch"]

@@ -62,10 +62,13 @@ def from_run(
     settings = runs.read_config(workdir)
     step = runs.find_step(workdir, step)
     weights = "ema" if ema else "raw"
+    origin = {"workdir": str(Path(workdir)), "step": step, "weights": weights}
+    if data := runs.data_of(workdir):
+        origin["classes"] = data.classes
     return Model(
         settings,
         lambda experiment: runs.load_params(workdir, experiment, ema, step),
-        {"workdir": str(Path(workdir)), "step": step, "weights": weights},
+        origin,
         [],
     )
 

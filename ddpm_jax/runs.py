@@ -126,14 +126,29 @@ def write_config(workdir: Path, settings: dict[str, Any]) -> None:
         partial.write_text(json.dumps(settings, indent=2) + "\n")
 
 
+def data_of(workdir: str | Path) -> Contents | None:
+    """Reads what the data of a run hold; None where that was not recorded.
+
+    Raises:
+      ConfigError: if the record is damaged.
+    """
+    path = Path(workdir, _DATA)
+    if not path.is_file():
+        return None
+    try:
+        return Contents(**json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{path} is damaged ({error}): delete it") from error
+
+
 def same_data(workdir: Path, contents: Contents) -> None:
     """Compares the data with those that a run was begun with; records new ones.
 
     Raises:
       ConfigError: if they are others.
     """
-    path = workdir / _DATA
-    if not path.is_file():
+    path, before = workdir / _DATA, data_of(workdir)
+    if before is None:
         if has_checkpoint(workdir) and contents.classes != sorted(contents.classes):
             raise ConfigError(
                 f"{workdir} was begun when classes were numbered alphabetically, now "
@@ -143,10 +158,6 @@ def same_data(workdir: Path, contents: Contents) -> None:
         with whole(path) as partial:
             partial.write_text(json.dumps(contents._asdict(), indent=2) + "\n")
         return
-    try:
-        before = Contents(**json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"{path} is damaged ({error}): delete it") from error
     if changed := contents.changed_from(before):
         raise ConfigError(
             f"the data are not those that {workdir} was begun with: {changed}; put "

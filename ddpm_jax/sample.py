@@ -124,6 +124,8 @@ def order(args: argparse.Namespace) -> Order:
     keys = experiment.sample_keys(args.seed, args.num)
     protocol = experiment.complete(settings) | _way(args)
     protocol["params"] = fingerprint(params)
+    if "classes" in model.origin:
+        protocol["classes"] = model.origin["classes"]
     return Order(draw, params, (keys, labels, edit.given), edit.timesteps, protocol)
 
 

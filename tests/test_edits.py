@@ -1,5 +1,7 @@
 """Editing on the command line: what comes out of pictures that go in."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -164,6 +166,7 @@ def test_a_folder_goes_on_where_it_was_stopped(draw, tmp_path, monkeypatch, caps
     assert "the same command goes on" in capsys.readouterr().err
     folder = tmp_path / "f"
     np.testing.assert_array_equal(read_all(folder, 6), whole[:6])
+    assert "classes" not in json.loads((folder / drawings.RECORD).read_text())
     draw(*given, num=20, out="f")
     assert "6 of 20 images are in" in capsys.readouterr().out
     np.testing.assert_array_equal(read_all(folder, 20), whole)

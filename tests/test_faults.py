@@ -1,6 +1,7 @@
 """What goes wrong on long runs: nothing is lost, and a line says what happened."""
 
 import errno
+import json
 import random
 import re
 import shutil
@@ -15,8 +16,9 @@ import numpy as np
 import pytest
 from jobs import SMALL, environment, final_state, training
 from PIL import Image
+from tiny import call
 
-from ddpm_jax import config, datasets, train
+from ddpm_jax import config, datasets, drawings, models, sample, train
 from ddpm_jax.config import ConfigError
 from ddpm_jax.data import tfds
 from ddpm_jax.data.source import gather
@@ -265,6 +267,10 @@ def test_a_run_knows_its_data(pictures, tmp_path, capsys):
     assert train.train(of_pictures(pictures), workdir) == 0
     said = capsys.readouterr().out
     assert "16 images, 2 classes: cat, dog; 1 files passed over: 1 .txt" in said
+    call(sample, "--workdir", workdir, "--num", 2, "--out", tmp_path / "drawn")
+    record = json.loads((tmp_path / "drawn" / drawings.RECORD).read_text())
+    assert record["classes"] == ["cat", "dog"]
+    assert models.from_run(workdir).origin["classes"] == ["cat", "dog"]
     moved = pictures.rename(tmp_path / "moved")
     damaged = tmp_path / "copy"
     shutil.copytree(moved, damaged)

@@ -107,7 +107,7 @@ def fill(args: argparse.Namespace, order: Order) -> None:
     files = (out / images.file_of(*numbered) for numbered in enumerate(classes))
     missing = (i for i, path in enumerate(files) if not path.is_file())
     first = int(processes.gather(str(next(missing, args.num)))[0])
-    if first:
+    if first and jax.process_index() == 0:
         print(f"{first} of {args.num} images are in {out} already")
     batches = parallel.map_batches(
         order.draw, order.params, order.examples, args.batch_size, first=first

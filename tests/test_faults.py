@@ -266,7 +266,7 @@ def test_a_run_knows_its_data(pictures, tmp_path, capsys):
     (pictures / "cat" / "notes.txt").touch()
     assert train.train(of_pictures(pictures), workdir) == 0
     said = capsys.readouterr().out
-    assert "16 images, 2 classes: cat, dog; 1 files passed over: 1 .txt" in said
+    assert "16 images, 2 classes: cat, dog; 1 file passed over: 1 .txt" in said
     call(sample, "--workdir", workdir, "--num", 2, "--out", tmp_path / "drawn")
     record = json.loads((tmp_path / "drawn" / drawings.RECORD).read_text())
     assert record["classes"] == ["cat", "dog"]

@@ -61,4 +61,7 @@ def contents_of(source: Source) -> Contents:
 def passed_over(source: Source) -> str:
     """Says what of a folder is not read, "" where all is."""
     others = getattr(source, "passed_over", None)
-    return f"{others.total()} files passed over: {in_words(others)}" if others else ""
+    if not others:
+        return ""
+    files = "1 file" if others.total() == 1 else f"{others.total():,} files"
+    return f"{files} passed over: {in_words(others)}"

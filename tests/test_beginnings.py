@@ -1,5 +1,6 @@
 """Where runs begin: what is kept of a trained model, what is new, and what is said."""
 
+import functools
 import json
 import shutil
 
@@ -29,7 +30,7 @@ def tiny(*changes):
 def source(tmp_path_factory):
     """A run of 10 classes, without a null class."""
     folder = tmp_path_factory.mktemp("beginnings") / "run"
-    runs.write(folder, tiny(), random_params(experiment.build(tiny())))
+    runs.write(folder, tiny(), random_params(built()))
     return folder
 
 
@@ -40,23 +41,26 @@ def published(source, tmp_path_factory):
     return folder
 
 
+@functools.cache
+def built(*changes):
+    return experiment.build(tiny(*changes))
+
+
+@functools.cache
+def new(*changes):
+    """The parameters of a run from nothing."""
+    init = jax.jit(built(*changes).network.init, static_argnums=1)
+    return jax.device_get(init(KEY, built(*changes).image_shape))
+
+
 def begin(path, *changes):
-    settings = tiny(*changes)
-    return beginnings.begin_from(str(path), settings, experiment.build(settings), KEY)
+    return beginnings.begin_from(str(path), tiny(*changes), built(*changes), KEY)
 
 
 def made(tmp_path, *changes):
     """A run with parameters of its own, to begin from."""
-    settings = tiny(*changes)
-    runs.write(tmp_path / "made", settings, random_params(experiment.build(settings)))
+    runs.write(tmp_path / "made", tiny(*changes), random_params(built(*changes)))
     return tmp_path / "made"
-
-
-def new(*changes):
-    """The parameters of a run from nothing."""
-    built = experiment.build(tiny(*changes))
-    init = jax.jit(built.network.init, static_argnums=1)
-    return jax.device_get(init(KEY, built.image_shape))
 
 
 def assert_same(a, b, without=()):

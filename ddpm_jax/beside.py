@@ -20,13 +20,15 @@ def late(what, step, writer):
     Where there are several processes, only what fails on all of them, or after all that
     they do together: no process may miss what the others wait for.
     """
-    alone = jax.process_count() == 1
-    expected = (Exception,) if alone else (ConfigError, OSError, ValueError)
     try:
         yield
-    except expected as error:
-        said = cli.one_line(error) or type(error).__name__
-        writer.line(f"no {what} of step {step} ({said[:300]}); training goes on")
+    except Exception as error:  # nothing that comes after a step may end a training
+        expected = isinstance(error, (ConfigError, OSError, ValueError))
+        if jax.process_count() > 1 and not expected:
+            raise
+        kind = "" if expected else f"{type(error).__name__}: "
+        said = f"{kind}{cli.one_line(error)}"[:300]
+        writer.line(f"no {what} of step {step} ({said}); training goes on")
 
 
 def make_picture(experiment, options, workdir, writer):

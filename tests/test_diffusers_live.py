@@ -277,6 +277,14 @@ class Canary:
         return (open, (self.path, "w"))
 
 
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")  # as torch loads it
+def test_tensors_that_numpy_does_not_have_are_named(tmp_path):
+    for tensor in (torch.eye(2).to_sparse(), torch.ones(2).to(torch.float8_e4m3fn)):
+        torch.save({"a": {"weight": tensor}}, tmp_path / "model.pt")
+        with pytest.raises(OSError, match=r"a.weight is a tensor of torch\.(f|s)"):
+            open_pretrained(tmp_path / "model.pt")
+
+
 def test_objects_in_pickles_are_named_and_not_loaded(tmp_path):
     weights = {"temb.dense.0.weight": torch.ones(2)}
     path, trace = tmp_path / "model.pt", tmp_path / "loaded"

@@ -1,5 +1,6 @@
 """What goes wrong on long runs: nothing is lost, and a line says what happened."""
 
+import contextlib
 import errno
 import json
 import random
@@ -314,6 +315,21 @@ def test_a_step_is_saved_before_its_picture_is_drawn(tmp_path, monkeypatch):
     with pytest.raises(SystemExit):
         train.train(small("train.sample_every=2"), tmp_path)
     assert int(final_state(tmp_path).step) == 2
+
+
+@pytest.mark.parametrize("processes, goes_on", [(1, True), (2, False)])
+def test_a_defect_beside_training_is_named(monkeypatch, processes, goes_on):
+    """Of several processes, only what fails on all of them may be passed over."""
+    said = Mock()
+    monkeypatch.setattr(jax, "process_count", lambda: processes)
+    expected = contextlib.nullcontext() if goes_on else pytest.raises(KeyError)
+    with expected, train.beside.late("picture", 3, said):
+        raise KeyError("a defect")
+    if goes_on:
+        (line,) = said.line.call_args.args
+        assert line.startswith("no picture of step 3 (KeyError: 'a defect'); training")
+    with train.beside.late("picture", 3, said):
+        raise OSError("no room")
 
 
 def test_pictures_scores_and_records_that_fail_end_no_training(

@@ -1,5 +1,8 @@
 """Metrics with their warnings, feature networks and what they are called, images."""
 
+import errno
+from unittest.mock import Mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +12,7 @@ from PIL import Image
 from ddpm_jax import datasets
 from ddpm_jax.config import ConfigError
 from ddpm_jax.data import sources
+from ddpm_jax.data.folder import image_shape_of
 from ddpm_jax.data.source import labels_of
 from ddpm_jax.evaluation import (
     classifier,
@@ -484,6 +488,18 @@ def cut_off(folder):
 
 def nothing(folder):
     (folder / ".hidden.png").write_bytes(b"")
+
+
+def test_a_machine_that_fails_is_not_blamed_on_a_picture(tmp_path, monkeypatch):
+    write(tmp_path / "a.png", 6, 9)
+    failing = OSError(errno.EIO, "Input/output error")
+    with monkeypatch.context() as broken:
+        broken.setattr(Image, "open", Mock(side_effect=failing))
+        with pytest.raises(OSError, match="Input/output error: .*a.png"):
+            image_shape_of(tmp_path)
+        broken.setattr(Image, "open", Mock(side_effect=MemoryError()))
+        with pytest.raises(MemoryError):
+            image_shape_of(tmp_path)
 
 
 @pytest.mark.parametrize("fill, message", [

@@ -145,7 +145,8 @@ def image_shape_of(path: str | os.PathLike) -> tuple[int, int, int]:
 
     Raises:
         FileNotFoundError: if there is no image in the folder.
-        ValueError: if they are of several sizes, or one cannot be read.
+        ValueError: if they are of several sizes, or one is no whole picture.
+        OSError: if the machine cannot read one now.
     """
     root = Path(path).expanduser()
     sizes, channels = Counter(), 1
@@ -159,6 +160,7 @@ def image_shape_of(path: str | os.PathLike) -> tuple[int, int, int]:
                 if picture.mode not in ("1", "L", "LA"):
                     channels = 3
         except Exception as error:  # PIL's readers raise anything on corrupt bytes.
+            _raise_of_machine(error, root / name)
             raise ValueError(f"cannot read {root / name} ({reason(error)})") from error
     if len(sizes) > 1:
         said = [f"{count} of {h}x{w}" for (h, w), count in sizes.most_common(3)]
@@ -184,9 +186,15 @@ def _fault(path: Path) -> str | None:
             picture.draft(None, (1, 1))
             ImageOps.exif_transpose(picture)
     except Exception as error:  # PIL's readers raise anything on corrupt bytes.
-        if not of_machine(error):
-            return reason(error)
-        if isinstance(error, OSError):  # a failing read does not name the file
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        raise
+        _raise_of_machine(error, path)
+        return reason(error)
     return None
+
+
+def _raise_of_machine(error: Exception, path: Path) -> None:
+    """Raises what says nothing of a file, but that the machine cannot read it now."""
+    if not of_machine(error):
+        return
+    if isinstance(error, OSError):  # a failing read does not name the file
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    raise error

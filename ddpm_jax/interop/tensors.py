@@ -104,15 +104,9 @@ def _read_pickle(path):
             f"reading {path} needs PyTorch: pip install torch, or convert it to "
             "safetensors where it is installed"
         ) from error
-    half = (torch.float16, torch.bfloat16)
     try:
         with path.open("rb") as file:  # of a name PyTorch would judge by its suffix
             content = torch.load(file, map_location="cpu", weights_only=True)
-        tensors = {
-            name: (value.float() if value.dtype in half else value).detach().numpy()
-            for name, value in _named(content)
-            if isinstance(value, torch.Tensor)
-        }
     except Exception as error:  # pickles fail in every way
         if of_machine(error):
             raise
@@ -120,6 +114,21 @@ def _read_pickle(path):
         if asked:
             raise _not_run(path, asked[0]) from error
         raise _unreadable(path, reason(error)) from error
+    half, tensors = (torch.float16, torch.bfloat16), {}
+    for name, value in _named(content):
+        if isinstance(value, torch.Tensor):
+            try:
+                whole = value.float() if value.dtype in half else value
+                tensors[name] = whole.detach().numpy()
+            except (
+                TypeError,
+                RuntimeError,
+            ) as error:  # where NumPy has nothing like it
+                kind = f"{value.dtype}, {value.layout}"
+                raise OSError(
+                    f"{path}: {name} is a tensor of {kind}, which is not read here: "
+                    "save it as torch.float32, torch.strided"
+                ) from error
     if not tensors:
         keys = few(map(str, content), 8) if isinstance(content, Mapping) else ""
         raise OSError(

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -108,6 +109,35 @@ def _transposed_backward(kept, dy):
 _transposed_4x4.defvjp(_transposed_forward, _transposed_backward)
 
 
+@jax.custom_vjp
+def laid_out(kernel: Array) -> Array:
+    """The kernel; on a GPU its gradient gets the layout of the kernel where it is made.
+
+    There it comes with its output channels first, and the optimizer would turn it in
+    each of its passes, and copy what it then cannot change in its place.
+    """
+    return kernel
+
+
+def _in_its_layout(_, dkernel):
+    order = Layout(tuple(range(dkernel.ndim)))
+
+    def on_gpu(x):
+        return jax.lax.optimization_barrier(with_layout_constraint(x, order))
+
+    return (jax.lax.platform_dependent(dkernel, cuda=on_gpu, default=lambda x: x),)
+
+
+laid_out.defvjp(lambda kernel: (kernel, None), _in_its_layout)
+
+
+@functools.partial(jax.jit, inline=True)
+def _apart(x):
+    """Without it a GPU's compiler adds to a convolution an image that repeats one pixel."""
+    barrier = jax.lax.optimization_barrier
+    return jax.lax.platform_dependent(x, cuda=barrier, default=lambda x: x)
+
+
 class Conv3x3(nn.Module):
     """A 3 x 3 convolution with a bias, and what each example adds to it.
 
@@ -132,6 +162,8 @@ class Conv3x3(nn.Module):
         shape = (3, 3, x.shape[-1], self.features)
         kernel = self.param("kernel", fan_avg(self.scale), shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, shape[-1:], jnp.float32)
+        of_example = jnp.ndim(offset) > 0
         bias = (bias[None] + offset)[:, None, None]
         x, kernel, bias = (jnp.asarray(a, self.dtype) for a in (x, kernel, bias))
-        return self.convolve(x, kernel) + bias
+        x = self.convolve(x, laid_out(kernel))
+        return (_apart(x) if of_example else x) + bias

@@ -81,7 +81,11 @@ def _backward(num_groups, eps, activation, kept, dy):
     # The sums over all channels at once, which a TPU adds up while a convolution makes
     # dy; the gradients by parts, each for where it goes.
     x = _precise(_joined(parts))
-    g = g_of(x, dy, slope, offset)
+    g = jax.lax.platform_dependent(
+        g_of(x, dy, slope, offset),
+        cuda=functools.partial(_rounded, dtype=dy.dtype),
+        default=identity,
+    )
     dshift = jnp.sum(g, (1, 2))
     dscale = jnp.sum(g * (x - _over(mean)) * _over(rstd), (1, 2))
     num_pixels = dy.shape[1] * dy.shape[2]
@@ -92,16 +96,12 @@ def _backward(num_groups, eps, activation, kept, dy):
     a = -jnp.square(rstd) * mean_gx
     b = -rstd * mean_g - mean * a
 
-    def gradient(x, dy, of_channels):
-        slope, offset, a, b = of_channels
-        x = _precise(x)
-        g = g_of(x, dy, slope, offset)
-        return (g * _over(slope) + x * _over(a) + _over(b)).astype(dy.dtype)
+    def gradient(x, g, of_channels):
+        slope, a, b = map(_over, of_channels)
+        return (g * slope + _precise(x) * a + b).astype(x.dtype)
 
     borders = np.cumsum([part.shape[-1] for part in parts])[:-1]
-    cut = [
-        jnp.split(x, borders, axis=-1) for x in (dy, jnp.stack([slope, offset, a, b]))
-    ]
+    cut = [jnp.split(x, borders, axis=-1) for x in (g, jnp.stack([slope, a, b]))]
     return tuple(map(gradient, parts, *cut)), dscale, dshift
 
 
@@ -130,6 +130,11 @@ def _one_pass(*parts, num_groups, eps):
     mean = mean_of(identity)
     variance = jnp.maximum(mean_of(jnp.square) - jnp.square(mean), 0)
     return mean, jax.lax.rsqrt(variance + eps)
+
+
+def _rounded(g, dtype):
+    """What a GPU writes for the second pass, in half the bytes where x has half."""
+    return _precise(jax.lax.optimization_barrier(g.astype(dtype)))
 
 
 def _precise(x):

@@ -43,3 +43,47 @@ def test_a_platform_gets_its_own(platform):
     traced = jax.jit(convolutions.doubled_conv_3x3).trace(x, kernel)
     doubled = traced.lower(lowering_platforms=(platform,)).as_text()
     assert doubled.count("stablehlo.convolution") == (4 if platform == "cpu" else 1)
+
+
+@pytest.fixture
+def on_gpu(monkeypatch):
+    """What would be compiled for a GPU is traced for the CPU."""
+
+    def choose(*given, default, cuda=None, **others):
+        return (cuda or default)(*given)
+
+    monkeypatch.setattr(jax.lax, "platform_dependent", choose)
+    jax.clear_caches()
+    yield
+    monkeypatch.undo()
+    jax.clear_caches()
+
+
+def pulled(dtype, offset):
+    """A layer's values, and its gradients by parameters, image and offset."""
+    layer = convolutions.Conv3x3(5, dtype)
+    x = jax.random.normal(KEYS[0], (2, 4, 6, 3), dtype)
+    params = layer.init(KEYS[1], x)
+    value, pull = jax.vjp(layer.apply, params, x, offset)
+    return value, *pull(jax.random.normal(KEYS[2], value.shape, dtype))
+
+
+@pytest.mark.parametrize("offset", [0.0, np.arange(10.0, dtype=np.float32)])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_gpu_gets_the_same_function(request, dtype, offset):
+    offset = np.reshape(offset, (2, 5)) if np.ndim(offset) else offset
+    expected = pulled(dtype, offset)
+    request.getfixturevalue("on_gpu")
+    ours = pulled(dtype, offset)
+    jax.tree.map(np.testing.assert_array_equal, ours, expected)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu", "cuda"])
+def test_what_is_asked_of_compilers(platform):
+    """Of a GPU's: the kernel's gradient in the kernel's layout, no image of biases."""
+    traced = jax.jit(lambda offset: pulled(jnp.float32, offset)).trace(np.ones((2, 5)))
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    on_gpu = platform == "cuda"
+    assert ("LayoutConstraint" in text) == on_gpu
+    # Of the convolution and of what comes back to it, and of the kernel's gradient.
+    assert text.count("optimization_barrier") == (3 if on_gpu else 0)

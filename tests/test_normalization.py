@@ -99,3 +99,28 @@ def test_bfloat16_has_float32_statistics():
     exact = flax(x.astype(jnp.float32), scale, shift, lambda h: h)
     # Only the result is rounded, to 8 bits.
     np.testing.assert_allclose(out.astype(np.float32), exact, rtol=2**-8, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_what_a_gpu_keeps_between_two_passes(dtype):
+    """Nothing is lost of float32; of bfloat16 no more than the type always loses."""
+    g = jax.random.normal(KEYS[0], (3, 5, 4, 8))
+    kept = jax.jit(normalization._rounded, static_argnums=1)(g, dtype)
+    assert kept.dtype == jnp.float32
+    np.testing.assert_array_equal(kept, g.astype(dtype).astype(jnp.float32))
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu", "cuda"])
+def test_what_is_asked_of_compilers(platform):
+    """A GPU's keeps the gradient behind the activation in the type of x."""
+    x, scale, shift = drawn(jnp.float32)
+
+    def pulled(x, dy):
+        _, pull = jax.vjp(lambda x: group_norm((x,), scale, shift, GROUPS, EPS), x)
+        return pull(dy)
+
+    x = x.astype(jnp.bfloat16)
+    text = jax.jit(pulled).trace(x, x).lower(lowering_platforms=(platform,)).as_text()
+    kept = [line for line in text.splitlines() if "optimization_barrier" in line]
+    assert len(kept) == (platform == "cuda")
+    assert all("bf16" in line for line in kept)

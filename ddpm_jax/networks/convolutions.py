@@ -133,7 +133,7 @@ laid_out.defvjp(lambda kernel: (kernel, None), _in_its_layout)
 
 @functools.partial(jax.jit, inline=True)
 def _apart(x):
-    """Without it a GPU's compiler adds to a convolution an image that repeats one pixel."""
+    """Else a GPU's compiler writes an image of biases to add, as large as x."""
     barrier = jax.lax.optimization_barrier
     return jax.lax.platform_dependent(x, cuda=barrier, default=lambda x: x)
 

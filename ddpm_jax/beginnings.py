@@ -4,6 +4,7 @@ What both networks have is kept. What only the run's has is new, as in a run tha
 from nothing; what only the model's has is left out. Both are said.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -46,14 +47,20 @@ class Classes(NamedTuple):
     Attributes:
       num: of classes; none have no embedding.
       null: whether there is one more, for none of them.
+      names: of the classes, () where they are only numbers.
     """
 
     num: int
     null: bool
+    names: tuple[str, ...] = ()
 
 
 def begin_from(
-    path: str, settings: dict[str, Any], experiment: Experiment, key: jax.Array
+    path: str,
+    settings: dict[str, Any],
+    experiment: Experiment,
+    key: jax.Array,
+    names: Sequence[str] = (),
 ) -> Beginning:
     """Loads the parameters from which a run begins (`config.init_from`).
 
@@ -62,6 +69,7 @@ def begin_from(
       settings: the config of the run that begins.
       experiment: built of it.
       key: of the parameters that are new.
+      names: of the classes in the data of the run.
 
     Raises:
       ConfigError: if they cannot be read, or are of another network, or would be read
@@ -74,11 +82,13 @@ def begin_from(
     except (ConfigError, OSError) as error:
         raise ConfigError(f"config.init_from: {error}") from error
     like = experiment.abstract_state().params
-    changes = _changes(params, like, model.config, settings)
+    there = _classes(model.config, model.origin.get("classes", ()))
+    here = _classes(settings, names)
+    changes = _changes(params, like, model.config, settings, there, here)
     if changes:
         init = jax.jit(experiment.network.init, static_argnums=1)
         fresh = jax.device_get(init(key, experiment.image_shape))
-        params = fit(params, fresh, _classes(model.config), _classes(settings))
+        params = fit(params, fresh, there, here)
     trained_for = _trained_for(model.config, settings)
     return Beginning(params, [*model.notes, *trained_for, *changes])
 
@@ -148,18 +158,9 @@ def _check(path, theirs, ours):
         )
 
 
-def _changes(params, like, theirs, ours):
+def _changes(params, like, theirs, ours, there, here):
     """What is new and what is left out, in words; nothing where all is kept."""
-    new, gone = [], []
-    there, here = _classes(theirs), _classes(ours)
-    if there.num != here.num:
-        kept = "; the null class is kept" if there.null and here.null else ""
-        if here.num:
-            new.append(f"class_embedding ({here.num} classes; {there.num} there{kept})")
-        else:
-            gone.append(f"class_embedding ({there.num} classes there)")
-    elif there.null != here.null:
-        (new if here.null else gone).append("the null class")
+    new, gone, notes = _classes_changed(there, here)
     widths = [tree["conv_out"]["bias"].shape[0] for tree in (params, like)]
     if widths[0] != widths[1]:
         (new if widths[0] < widths[1] else gone).append("the variance in conv_out")
@@ -167,7 +168,7 @@ def _changes(params, like, theirs, ours):
     sizes = [min(each["image_shape"][:2]) for each in (theirs, ours)]
     new += [f"attention at {sizes[1] >> i}" for i in sorted(levels[1] - levels[0])]
     gone += [f"attention at {sizes[0] >> i}" for i in sorted(levels[0] - levels[1])]
-    notes = [f"new: {', '.join(new)}"] if new else []
+    notes += [f"new: {', '.join(new)}"] if new else []
     notes += [f"left out: {', '.join(gone)}"] if gone else []
     if levels[0] != levels[1]:
         option = _option([sizes[1] >> i for i in sorted(levels[0])])
@@ -176,6 +177,29 @@ def _changes(params, like, theirs, ours):
             f"--config.network.attention_resolutions={option}"
         )
     return notes
+
+
+def _classes_changed(there, here):
+    """What is new, what is left out, and what else is said of a class embedding."""
+    what, new, gone, notes = "class_embedding", [], [], []
+    by_name = there.names and here.names
+    if by_name and there.names != here.names:
+        notes.append("classes keep what they have under their names")
+        for found, one, other in ((new, here, there), (gone, there, here)):
+            if alone := [name for name in one.names if name not in other.names]:
+                more = ", …" if len(alone) > 10 else ""
+                found.append(f"{what} of {', '.join(alone[:10])}{more}")
+    elif there.num != here.num:
+        kept = "; the null class is kept" if there.null and here.null else ""
+        if here.num:
+            new.append(f"{what} ({here.num} classes; {there.num} there{kept})")
+        else:
+            gone.append(f"{what} ({there.num} classes there)")
+    elif bool(there.names) != bool(here.names):
+        notes.append("classes keep what they have under their numbers")
+    if there.null != here.null and here.num and (by_name or there.num == here.num):
+        (new if here.null else gone).append("the null class")
+    return new, gone, notes
 
 
 def _trained_for(theirs, ours):
@@ -194,15 +218,22 @@ def _trained_for(theirs, ours):
     ]
 
 
-def _classes(settings):
+def _classes(settings, names):
     network = complete(settings)["network"]
     num = network["num_classes"]
-    return Classes(num, num > 0 and network["label_dropout"] > 0)
+    told = len(names) == num and [*names] != [*map(str, range(num))]
+    null = num > 0 and network["label_dropout"] > 0
+    return Classes(num, null, tuple(names) if told else ())
 
 
 def _same_rows(there, here):
     """Which rows of two class embeddings mean the same."""
     rows = [(i, i) for i in range(there.num)] if there.num == here.num else []
+    if there.names and here.names:
+        numbers = {name: i for i, name in enumerate(there.names)}
+        rows = [
+            (numbers[name], i) for i, name in enumerate(here.names) if name in numbers
+        ]
     return [*rows, (there.num, here.num)] if there.null and here.null else rows
 
 

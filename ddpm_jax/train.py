@@ -170,7 +170,9 @@ def _open(workdir, experiment, settings, feed, stack):
     notes = runs.changes(workdir, settings)
     source, begun = settings.get("init_from"), None
     if source and not runs.has_checkpoint(workdir):
-        begun = beginnings.begin_from(source, settings, experiment, _keys(settings)[0])
+        begun = beginnings.begin_from(
+            source, settings, experiment, _keys(settings)[0], feed.contents.classes
+        )
     workdir.mkdir(parents=True, exist_ok=True)
     stack.enter_context(runs.lock(workdir))
     runs.same_data(workdir, feed.contents)

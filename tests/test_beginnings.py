@@ -13,6 +13,7 @@ from tiny import tiny as larger
 import ddpm_jax
 from ddpm_jax import beginnings, config, convert, experiment, runs
 from ddpm_jax.config import ConfigError
+from ddpm_jax.data.contents import Contents
 from ddpm_jax.interop.layout import leaves
 from ddpm_jax.train import train
 
@@ -119,6 +120,36 @@ def test_other_classes(source, published):
     rows, fresh = params[classes]["embedding"], new(NULL)[classes]["embedding"]
     np.testing.assert_array_equal(rows[:10], there[classes]["embedding"])
     np.testing.assert_array_equal(rows[10], fresh[10])
+
+
+def test_classes_keep_what_they_have_under_their_names(tmp_path):
+    """Not under their numbers: of eight classes of 10, two are new, the rest moved."""
+    path = made(tmp_path)
+    rows = lambda params: params["class_embedding"]["embedding"]
+    there, given = rows(ddpm_jax.load(path)[1]), [NULL, "network.num_classes=8"]
+    fresh = rows(new(*given))
+    words = ["ant", "bat", "cat", "dog", "elk", "fox", "gnu", "hen", "ibis", "jay"]
+    runs.same_data(path, Contents(20, words, ""))
+    ours = ["owl", "cat", "ant", "dog", "elk", "fox", "gnu", "pig"]
+
+    def begin(names, *changes):
+        arguments = tiny(*changes), built(*changes), KEY, names
+        return beginnings.begin_from(str(path), *arguments)
+
+    params, notes = begin(ours, *given)
+    for row, was, name in zip(rows(params), fresh, ours, strict=False):
+        old = there[words.index(name)] if name in words else was
+        np.testing.assert_array_equal(row, old)
+    np.testing.assert_array_equal(rows(params)[8], fresh[8])
+    assert notes == [
+        "classes keep what they have under their names",
+        "new: class_embedding of owl, pig, the null class",
+        "left out: class_embedding of bat, hen, ibis, jay",
+    ]
+    params, notes = begin([*map(str, range(10))])
+    np.testing.assert_array_equal(rows(params), there)
+    assert notes == ["classes keep what they have under their numbers"]
+    assert begin(words)[1] == []
 
 
 def test_the_null_class_keeps_its_meaning(tmp_path):

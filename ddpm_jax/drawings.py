@@ -102,7 +102,7 @@ def fill(args: argparse.Namespace, order: Order) -> None:
     """
     out, labels = Path(args.out), order.labels
     with cli.together():
-        processes.on_first(lambda: _claim(out, order.protocol))
+        processes.on_first(lambda: _claim(out, order.protocol, args.num))
     classes = [None] * args.num if labels is None else labels
     files = (out / images.file_of(*numbered) for numbered in enumerate(classes))
     missing = (i for i, path in enumerate(files) if not path.is_file())
@@ -120,8 +120,8 @@ def fill(args: argparse.Namespace, order: Order) -> None:
         first = end
 
 
-def _claim(folder, protocol):
-    """Writes what a folder's images are drawn by, or compares it."""
+def _claim(folder, protocol, num):
+    """Writes what a folder's images are drawn by, or compares it and their number."""
     path, protocol = folder / RECORD, json.loads(json.dumps(protocol, default=str))
     if not path.is_file():
         with whole(path) as partial:
@@ -139,6 +139,12 @@ def _claim(folder, protocol):
             f"--out {folder}: it holds samples of another command ({'; '.join(said)}): "
             "give a new folder"
         )
+    there = sum(1 for _ in folder.rglob("*.png"))
+    if there > num:
+        raise ConfigError(
+            f"--out {folder}: it holds {there:,} images already, more than --num {num}: "
+            f"give --num {there}, or a new folder"
+        )
 
 
 def draw(args: argparse.Namespace, order: Order) -> None:
@@ -146,7 +152,7 @@ def draw(args: argparse.Namespace, order: Order) -> None:
     out, protocol = Path(args.out), dict(order.protocol)
     if not out.suffix:
         with cli.together():
-            processes.on_first(lambda: _claim(out, order.protocol))
+            processes.on_first(lambda: _claim(out, order.protocol, args.num))
     for name in ("num", "batch_size", "gif", "trajectory"):
         protocol[name] = getattr(args, name)
     store = Store(out.with_name(f".{out.name}.parts"), protocol, Drawn)

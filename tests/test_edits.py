@@ -179,6 +179,8 @@ def test_a_folder_goes_on_where_it_was_stopped(draw, tmp_path, monkeypatch, caps
     for change in (["--seed", 1], ["--steps", 3], ["--config.denoiser.clip=False"]):
         with pytest.raises(ConfigError, match="samples of another command"):
             draw(*given, *change, num=20, out="f")
+    with pytest.raises(ConfigError, match="20 images already, more than --num 6: give"):
+        draw(*given, num=6, out="f")
     (folder / drawings.RECORD).unlink()
     with pytest.raises(ConfigError, match="there already"):
         draw(*given, num=20, out="f")

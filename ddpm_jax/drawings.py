@@ -142,8 +142,8 @@ def _claim(folder, protocol, num):
     there = sum(1 for _ in folder.rglob("*.png"))
     if there > num:
         raise ConfigError(
-            f"--out {folder}: it holds {there:,} images already, more than --num {num}: "
-            f"give --num {there}, or a new folder"
+            f"--out {folder}: it holds {there:,} images already, more than --num "
+            f"{num}: give --num {there}, or a new folder"
         )
 
 

@@ -262,6 +262,10 @@ def test_the_report_holds_the_numbers():
     large = {**made_of().memory, "temporary": 2**35}
     assert "does NOT fit into 16 GiB" in report(made_of(memory=large))
     assert "counts as one turn" in report(made_of(lengths_known=False))
+    few = made._replace(batch_size=28)
+    warned = estimates.report(topology, few, made_of(), made_of(), lighter)
+    assert "fewer than 8 images on a device" in " ".join(warned.split())
+    assert "fewer than" not in report(made_of())
 
 
 class Lowered:

@@ -26,6 +26,7 @@ from ddpm_jax import cli  # noqa: E402
 
 cli._join = lambda args: None  # JAX is in use here: it is too late to join processes
 sharing.share()
+cli.collect_rarely()
 
 # Of the files that take longest, by their CPU seconds: with two workers nobody waits at
 # the end for one of them.

@@ -12,6 +12,7 @@ from ddpm_jax import config, drawings, edits, experiment, runs, sample
 from ddpm_jax.config import ConfigError
 from ddpm_jax.data import images
 from ddpm_jax.diffusion import editing
+from ddpm_jax.files import read_arrays
 
 COLOURED = ("image_shape=8,8,3", "sampler={'name': 'ddim'}", "schedule.num_steps=100")
 
@@ -39,7 +40,7 @@ def draw(workdir, tmp_path):
             args = ["--labels", 3, *args]
         given = ["--workdir", workdir, "--num", num, "--out", tmp_path / out]
         call(sample, *given, *args)
-        return np.load(tmp_path / out)["images"] if out.endswith(".npz") else None
+        return read_arrays(tmp_path / out)["images"] if out.endswith(".npz") else None
 
     return run
 
@@ -91,7 +92,7 @@ def test_other_channels_than_those_of_pictures(tmp_path, picture):
     with pytest.raises(ConfigError, match="4 channels is not one of pictures"):
         call(sample, *given, "--out", tmp_path / "a.npz", "--init", picture[0])
     call(sample, *given, "--out", tmp_path / "a.npz")
-    assert np.load(tmp_path / "a.npz")["images"].shape == (2, 8, 8, 4)
+    assert read_arrays(tmp_path / "a.npz")["images"].shape == (2, 8, 8, 4)
 
 
 def test_strength_says_how_much_is_made_anew(draw, picture):
@@ -202,7 +203,7 @@ def test_what_is_drawn_for_one_file_is_kept_until_it_is_written(
         with pytest.raises(KeyboardInterrupt):
             draw("--batch_size", 1, num=20, out="b.npz")
     (part,) = tmp_path.rglob(".b.npz.parts/*/*.npz")
-    first = np.load(part)["pictures"]
+    first = read_arrays(part)["pictures"]
     np.savez(part, pictures=255 - first)  # seen again if it is used
     drawn = draw("--batch_size", 1, num=20, out="b.npz")
     np.testing.assert_array_equal(drawn[: len(first)], 255 - whole[: len(first)])
@@ -371,7 +372,7 @@ def test_a_picture_without_its_class_is_edited_without_one(workdir, picture, tmp
     drawn = []
     for extra in ([], ["--guidance_scale", 0], ["--labels", 3]):
         call(sample, *given, *extra, "--out", tmp_path / "a.npz")
-        drawn.append(np.load(tmp_path / "a.npz")["images"])
+        drawn.append(read_arrays(tmp_path / "a.npz")["images"])
     np.testing.assert_array_equal(drawn[0], drawn[1])
     assert (drawn[0] != drawn[2]).any()
     with pytest.raises(ConfigError, match="--labels: this model must be told"):

@@ -25,6 +25,7 @@ from ddpm_jax import cli, config, experiment, runs
 from ddpm_jax import sample as sampling_main
 from ddpm_jax import train as training_main
 from ddpm_jax.config import ConfigError
+from ddpm_jax.files import read_arrays
 
 TINY = (*SMALL, "train.log_every=2", "train.sample_every=6")
 
@@ -278,7 +279,7 @@ def sample(workdir, here):
     def draw(out, *args):
         result = here(sampling_main, "--workdir", workdir, "--out", out, *args)
         assert result.returncode == 0, result.stderr
-        return np.load(out) if str(out).endswith(".npz") else None
+        return read_arrays(out) if str(out).endswith(".npz") else None
 
     return draw
 

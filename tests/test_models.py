@@ -10,6 +10,7 @@ from tiny import call, random_params, tiny
 import ddpm_jax
 from ddpm_jax import config, convert, evaluate, experiment, runs, sample
 from ddpm_jax.config import ConfigError
+from ddpm_jax.files import read_arrays
 from ddpm_jax.scoring import report
 from ddpm_jax.train import train
 
@@ -50,7 +51,7 @@ def test_there_and_back_again(workdir, published, tmp_path):
     ):
         out = tmp_path / f"{len(drawn)}.npz"
         call(sample, *model, "--num", 4, "--steps", 5, "--out", out)
-        drawn.append(np.load(out)["images"])
+        drawn.append(read_arrays(out)["images"])
     np.testing.assert_array_equal(drawn[0], drawn[1])
     np.testing.assert_array_equal(drawn[0], drawn[2])
 

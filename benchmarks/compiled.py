@@ -14,6 +14,7 @@ from importlib import metadata
 from ddpm_jax import config
 from ddpm_jax import plan as plans
 from ddpm_jax.compiled import estimates, programs, topologies
+from ddpm_jax.config import ConfigError
 
 RECIPES = (
     "configs/cifar.py",
@@ -40,10 +41,15 @@ def row(recipe: str, name: str, changes: list[str]) -> list[str]:
     """Returns the row of a recipe."""
     topology, settings = topologies.parse(name), config.load(recipe, changes)
     plan, _ = plans.with_lighter(settings, topology.num_devices)
-    said = programs.ask(settings, topology, lambda line: print(line, file=sys.stderr))
-    step, sampler = said["training"], said["sampling"]
     share = plan.batch_size // plan.devices
     cells = [recipe, name, f"{share:,}"]
+    try:
+        said = programs.ask(
+            settings, topology, lambda line: print(line, file=sys.stderr)
+        )
+    except ConfigError as error:
+        return [*cells, str(error)]
+    step, sampler = said["training"], said["sampling"]
     if step.refused:
         return [*cells, f"does not fit: {step.refused}"]
     time = estimates.times(topology, step, share * plan.step_flops)

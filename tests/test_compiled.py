@@ -336,6 +336,19 @@ def test_what_fails_for_the_machine_is_not_said_of_the_topology(
         topologies.devices(topologies.parse("v5e:2x2"))
 
 
+@pytest.mark.parametrize(
+    "does, said",
+    [("kill -SEGV $$", "crashed with signal 11"), ("echo why >&2; exit 3", "why")],
+)
+def test_a_compiler_that_ends_is_named(monkeypatch, tmp_path, does, said):
+    worker = tmp_path / "worker"
+    worker.write_text(f"#!/bin/sh\ncat > /dev/null\n{does}\n")
+    worker.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(worker))
+    with pytest.raises(ConfigError, match=said):
+        programs.ask({}, topologies.parse("v5e:2x2"), print)
+
+
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
     reason="asks the compiler for TPUs: pip install 'ddpm_jax[plan-tpu]'",

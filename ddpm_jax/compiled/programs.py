@@ -150,7 +150,9 @@ def ask(
         noise.seek(0)
         if "error" in said or process.returncode:
             last = "".join(noise.read().strip().splitlines()[-1:])
-            raise ConfigError(said.get("error") or f"the compiler failed: {last}")
+            crashed = f"crashed with signal {-process.returncode}"
+            how = crashed if process.returncode < 0 else f"failed: {last}"
+            raise ConfigError(said.get("error") or f"the compiler {how}")
     return {name: Compiled(**said[name]) for name in ("training", "sampling")}
 
 

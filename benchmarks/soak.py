@@ -29,6 +29,7 @@ SMALL = (
     "network.channels=8",
     "network.channel_mults=[1]",
     "network.num_groups=4",
+    "optimizer.decay=constant",  # a rate that does not know how long the run will be
     "data.batch_size=8",
     "train.log_every=1",
     "train.sample_every=0",

@@ -1,12 +1,19 @@
 """Eight fake CPU devices, strict shapes, and types that are checked while testing."""
 
 import os
+from importlib.metadata import version
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=8 "
-    "--xla_backend_optimization_level=0 "  # tiny programs: compiling is what costs
-    + os.environ.get("XLA_FLAGS", "")
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        "--xla_force_host_platform_device_count=8",
+        # Tiny programs, run once: compiling them is what costs.
+        "--xla_backend_optimization_level=0",
+        "--xla_cpu_parallel_codegen_split_count=1",
+        # 80 -> 50 s for the networks' tests; jaxlib 0.12 has no such choice.
+        "--xla_cpu_use_fusion_emitters=false" * version("jaxlib").startswith("0.10."),
+        os.environ.get("XLA_FLAGS", ""),
+    ]
 )
 os.environ.setdefault("NPROC", "32")  # jax 0.10: too few threads for 8 fake devices
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.abspath(".cache/jax"))
@@ -31,8 +38,8 @@ cli.collect_rarely()
 # Of the files that take longest, by their CPU seconds: with two workers nobody waits at
 # the end for one of them.
 SLOWEST = (
-    "processes main evaluate models progress samplers unet parallel experiment "
-    "classifier"
+    "processes faults main samplers evaluate beginnings models edits experiment unet "
+    "compiled"
 )
 
 

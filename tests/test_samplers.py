@@ -157,7 +157,8 @@ def test_the_last_step_returns_the_prediction(name):
     state = sampler.init(prior()[:4, :4, :4])
     for t, s in [(70, 40), (40, 15), (15, 0)]:
         state, prediction = step(state, t, s)
-        assert bool((state.x == prediction.x_0).all()) == (s == 0)
+        apart = np.abs(state.x - prediction.x_0).max()
+        assert (apart < 1e-6) == (s == 0)  # a fused product rounds x_0 otherwise
 
 
 def uneven(schedule):

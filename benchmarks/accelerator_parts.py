@@ -14,8 +14,9 @@ from pathlib import Path
 import compiled_diffusers
 import jax
 
-from ddpm_jax import cli, datasets, experiment, plan, train
+from ddpm_jax import datasets, experiment, plan, train
 from ddpm_jax.config import ConfigError
+from ddpm_jax.errors import one_line
 from ddpm_jax.training.state import make_train_step
 
 # Dense peaks in TFLOP/s by the makers' data sheets, the more special names first. A GPU
@@ -127,7 +128,7 @@ def main():
     try:
         found = PARTS[name](*given)
     except (ConfigError, OSError, jax.errors.JaxRuntimeError) as error:
-        found = {"left_out": cli.one_line(error)[:300]}
+        found = {"left_out": one_line(error)[:300]}
     Path(sys.argv[1]).write_text(json.dumps(found))
 
 

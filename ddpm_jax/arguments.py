@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_jax import cli, config, experiment, models, runs
+from ddpm_jax import config, experiment, models, runs
 from ddpm_jax.config import ConfigError
 from ddpm_jax.construct import call
 from ddpm_jax.diffusion import samplers
@@ -78,7 +78,7 @@ def model(args: argparse.Namespace) -> Model:
 
 def _same_step(args):
     """The step of the checkpoint for all processes: a run may be saving meanwhile."""
-    with cli.together():
+    with processes.error_barrier():
         runs.read_config(args.workdir)
         step = runs.find_step(args.workdir, args.step)
     return int(processes.gather(str(step))[0])

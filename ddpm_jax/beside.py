@@ -5,10 +5,10 @@ import functools
 
 import jax
 
-from ddpm_jax import cli
 from ddpm_jax import experiment as experiments
 from ddpm_jax.config import ConfigError
 from ddpm_jax.data import images
+from ddpm_jax.errors import one_line
 from ddpm_jax.scoring import progress
 from ddpm_jax.training import parallel, processes
 
@@ -27,7 +27,7 @@ def late(what, step, writer):
         if jax.process_count() > 1 and not expected:
             raise
         kind = "" if expected else f"{type(error).__name__}: "
-        said = f"{kind}{cli.one_line(error)}"[:300]
+        said = f"{kind}{one_line(error)}"[:300]
         writer.line(f"no {what} of step {step} ({said}); training goes on")
 
 

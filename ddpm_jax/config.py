@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from ddpm_jax.naming import unknown
+from ddpm_jax.errors import unknown
 
 SECTIONS = (
     "schedule",
@@ -134,12 +134,12 @@ def undone(overrides: Iterable[str]) -> list[tuple[str, str]]:
 
 def keys(config: dict[str, Any]) -> list[str]:
     """Returns all keys of a config, as in "optimizer.learning_rate"."""
-    return list(_flat(config))
+    return list(flat(config))
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple]:
     """Returns what differs between two configs, as {key: (old value, new value)}."""
-    old, new = _flat(old), _flat(new)
+    old, new = flat(old), flat(new)
     return {
         key: (old.get(key), new.get(key))
         for key in sorted({*old, *new})
@@ -147,7 +147,8 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple]:
     }
 
 
-def _flat(config):
+def flat(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns the values of a config by their keys, as "optimizer.learning_rate"."""
     return {
         f"{name}.{key}" if isinstance(value, dict) else name: item
         for name, value in config.items()

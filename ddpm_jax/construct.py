@@ -12,8 +12,7 @@ import typing
 from collections.abc import Callable
 
 from ddpm_jax.config import ConfigError
-from ddpm_jax.errors import reason
-from ddpm_jax.naming import unknown
+from ddpm_jax.errors import reason, unknown
 
 # What a constructor may raise over a value that it was given.
 REFUSALS = (ValueError, TypeError, ArithmeticError, LookupError, OSError)

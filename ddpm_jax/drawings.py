@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ddpm_jax import cli, config
+from ddpm_jax import config
 from ddpm_jax.config import ConfigError
 from ddpm_jax.data import images
 from ddpm_jax.diffusion.timesteps import Timesteps
@@ -101,7 +101,7 @@ def fill(args: argparse.Namespace, order: Order) -> None:
       ConfigError: if it holds images of another command.
     """
     out, labels = Path(args.out), order.labels
-    with cli.together():
+    with processes.error_barrier():
         processes.on_first(lambda: _claim(out, order.protocol, args.num))
     classes = [None] * args.num if labels is None else labels
     files = (out / images.file_of(*numbered) for numbered in enumerate(classes))
@@ -151,7 +151,7 @@ def draw(args: argparse.Namespace, order: Order) -> None:
     """Draws all images, then writes all that is asked for."""
     out, protocol = Path(args.out), dict(order.protocol)
     if not out.suffix:
-        with cli.together():
+        with processes.error_barrier():
             processes.on_first(lambda: _claim(out, order.protocol, args.num))
     for name in ("num", "batch_size", "gif", "trajectory"):
         protocol[name] = getattr(args, name)

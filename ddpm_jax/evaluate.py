@@ -33,10 +33,10 @@ from ddpm_jax import arguments, cli, config, datasets
 from ddpm_jax import experiment as experiments
 from ddpm_jax.config import ConfigError
 from ddpm_jax.construct import attempt
+from ddpm_jax.errors import unknown
 from ddpm_jax.evaluation.extractors import fingerprint
 from ddpm_jax.evaluation.metrics import METRICS
 from ddpm_jax.experiment import Experiment
-from ddpm_jax.naming import unknown
 from ddpm_jax.scoring import (
     bits,
     memory,

@@ -222,7 +222,7 @@ def _labels(args, run):
 
 def main(args: argparse.Namespace) -> None:
     """Draws samples and writes them."""
-    with cli.together():
+    with processes.error_barrier():
         processes.on_first(lambda: drawings.check_out(args))
     wanted = order(args)
     with cli.resumable():

@@ -52,8 +52,8 @@ def train(settings: dict[str, Any], workdir: str | os.PathLike) -> int:
     """
     settings = config.override(settings, ())
     check_local(workdir)
-    cli.agree(settings)
-    with cli.together():
+    processes.assert_equal(config.flat(settings))
+    with processes.error_barrier():
         experiment = experiments.build(settings)
         options = experiments.train_options(settings)
         _check_deterministic(options)
@@ -69,7 +69,7 @@ def train(settings: dict[str, Any], workdir: str | os.PathLike) -> int:
         enter = stack.enter_context
         in_flight = 3 if options.steps_per_call == 1 else 1  # calls, beside the newest
         stop = enter(Stop(in_flight))
-        with cli.together():
+        with processes.error_barrier():
             opened = processes.Elsewhere(), _zeros(experiment), []
             if jax.process_index() == 0:
                 opened = _open(workdir, experiment, settings, feed, stack)
@@ -81,7 +81,7 @@ def train(settings: dict[str, Any], workdir: str | os.PathLike) -> int:
             processes.on_first(lambda: print(done))
             return 0
         state = parallel.replicate(state)  # as steps return it: one program, not two
-        with cli.together():
+        with processes.error_barrier():
             processes.on_first(lambda: runs.write_config(workdir, settings))
             writer = processes.on_first(
                 lambda: Writer(workdir, first, options.num_steps)
@@ -129,7 +129,7 @@ def train(settings: dict[str, Any], workdir: str | os.PathLike) -> int:
                 if save or draw:
                     meter.pause()
             except NonFiniteError as error:
-                with cli.together():
+                with processes.error_barrier():
                     checkpoints.wait()
                 good = "there is no checkpoint yet"
                 if saved:
@@ -156,7 +156,7 @@ def train(settings: dict[str, Any], workdir: str | os.PathLike) -> int:
             if last:
                 meter.write_rest(step)
                 break
-        with cli.together():  # none leaves while process 0 saves
+        with processes.error_barrier():  # none leaves while process 0 saves
             checkpoints.wait()
         if step < options.num_steps:
             writer.line(f"stopped at step {step}; the same command goes on from it")
@@ -282,7 +282,7 @@ def _check_deterministic(options):
 
 def main(args: argparse.Namespace) -> int:
     """Trains as the command line says."""
-    with cli.together():
+    with processes.error_barrier():
         settings = config.load(args.config, args.overrides)
     if args.plan is not None:
         _warn(settings)

@@ -23,7 +23,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ddpm_jax import cli, config, experiment
+from ddpm_jax import config, experiment
 from ddpm_jax.compiled import programs, text, topologies, worker
 from ddpm_jax.networks import layers
 from ddpm_jax.networks.convolutions import Conv3x3
@@ -31,7 +31,7 @@ from ddpm_jax.networks.normalization import GroupNorm
 from ddpm_jax.training.optimizers import make_optimizer
 from ddpm_jax.training.state import init_state, make_train_step
 
-os.environ.setdefault("LIBTPU_INIT_ARGS", cli.LIBTPU_FLAGS)  # as the mains do
+os.environ.setdefault("LIBTPU_INIT_ARGS", topologies.LIBTPU_FLAGS)  # as the mains do
 
 CHANNELS, GROUPS, EPS = 64, 16, 1e-6
 STEP = (  # a whole step, with everything in it, that compiles within a minute

@@ -197,6 +197,19 @@ def test_what_one_checks_for_all_fails_on_all(joined):
     assert codes == (1, 1) and all("a.bad" in text for text in texts), texts
 
 
+def test_a_defect_on_one_frees_the_others(monkeypatch):
+    """Each of two in turn: what fails tells, and is told of what failed elsewhere."""
+    told = []
+    answer = lambda text: told.append(text) or [text, "a defect"]
+    monkeypatch.setattr(processes, "gather", answer)
+    with pytest.raises(ZeroDivisionError), processes.error_barrier():
+        1 / 0  # noqa: B018, it fails
+    elsewhere = pytest.raises(processes.RemoteError, match="process 1: a defect")
+    with elsewhere, processes.error_barrier():
+        pass
+    assert told == ["division by zero", ""]
+
+
 def test_process_arguments_belong_together():
     with pytest.raises(ValueError, match="belong together"):
         processes.initialize("localhost:1234", None, 0)

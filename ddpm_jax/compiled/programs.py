@@ -18,9 +18,8 @@ from typing import Any, NamedTuple
 import jax
 
 from ddpm_jax import cache, files
-from ddpm_jax.cli import LIBTPU_FLAGS
 from ddpm_jax.compiled import text, topologies
-from ddpm_jax.compiled.topologies import Topology
+from ddpm_jax.compiled.topologies import LIBTPU_FLAGS, Topology
 from ddpm_jax.config import ConfigError
 
 

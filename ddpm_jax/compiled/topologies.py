@@ -13,9 +13,13 @@ from jax.experimental import topologies
 
 from ddpm_jax.compiled.h100 import TARGET
 from ddpm_jax.config import ConfigError
-from ddpm_jax.errors import reason
+from ddpm_jax.errors import reason, unknown
 from ddpm_jax.files import of_machine
-from ddpm_jax.naming import unknown
+
+# The compiler for TPUs unrolls what fits into its window, of 16 MiB if it is not told.
+# With three quarters a residual block of 256 channels compiles in 37 instead of 81
+# seconds to 6.4 instead of 10.9 MB, for 2 % more cycles by the compiler's estimate.
+LIBTPU_FLAGS = "--xla_tpu_scoped_vmem_limit_kib=12288"
 
 
 class Chip(NamedTuple):

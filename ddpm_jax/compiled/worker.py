@@ -10,9 +10,9 @@ import jax
 import numpy as np
 
 from ddpm_jax import experiment as experiments
-from ddpm_jax.cli import one_line
 from ddpm_jax.compiled import programs, topologies
 from ddpm_jax.config import ConfigError
+from ddpm_jax.errors import one_line
 from ddpm_jax.experiment import Experiment, TrainOptions
 from ddpm_jax.training import parallel
 

@@ -8,10 +8,10 @@ import jax
 import numpy as np
 
 from ddpm_jax.data.images import to_float
+from ddpm_jax.errors import unknown
 from ddpm_jax.evaluation import classifier as classifiers
 from ddpm_jax.evaluation import resize, weights
 from ddpm_jax.evaluation.inception import make_inception
-from ddpm_jax.naming import unknown
 
 
 class Outputs(NamedTuple):

@@ -13,10 +13,10 @@ from ddpm_jax import cache
 from ddpm_jax.config import ConfigError, function_of
 from ddpm_jax.construct import attempt
 from ddpm_jax.data.source import gather
+from ddpm_jax.errors import unknown
 from ddpm_jax.evaluation import classifier, extractors
 from ddpm_jax.evaluation.extractors import Extractor, Outputs
 from ddpm_jax.files import whole
-from ddpm_jax.naming import unknown
 from ddpm_jax.scoring import references
 from ddpm_jax.scoring.store import key_of
 from ddpm_jax.training import processes

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 from ddpm_jax import experiment as experiments
 from ddpm_jax.config import ConfigError
 from ddpm_jax.construct import attempt, call
+from ddpm_jax.errors import unknown
 from ddpm_jax.evaluation.metrics import METRICS, Value, check
 from ddpm_jax.experiment import Experiment
-from ddpm_jax.naming import unknown
 from ddpm_jax.scoring import networks, references, samples, subjects
 
 # How a score counts: the larger, the better, after this factor.

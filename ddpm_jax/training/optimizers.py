@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from ddpm_jax.naming import unknown
+from ddpm_jax.errors import unknown
 
 OPTIMIZERS = ("adam", "adamw", "adamax", "sgd")
 DECAYS = ("constant", "cosine", "linear")

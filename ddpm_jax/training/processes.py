@@ -4,16 +4,20 @@ While training, process 0 alone reads and writes the run's folder, and tells the
 Whoever shares something here waits for all others to do the same, in the same order.
 """
 
+import contextlib
+import json
 import os
 import socket
 import sys
 import time
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
 from jax.experimental.multihost_utils import broadcast_one_to_all, process_allgather
+
+from ddpm_jax.errors import one_line
 
 # The exit code that asks for being started again (EX_TEMPFAIL of sysexits.h).
 TRY_AGAIN = 75
@@ -24,6 +28,10 @@ _START_SECONDS = 300
 _HEARTBEAT_SECONDS = 30
 # At the end the others wait so long for process 0 to finish its files.
 _SHUTDOWN_SECONDS = 1800
+
+
+class RemoteError(Exception):
+    """Something on another process, which ends this one too."""
 
 
 def initialize(
@@ -92,6 +100,45 @@ def all_agree(flag: bool) -> bool:
     if jax.process_count() == 1:
         return flag
     return bool(np.all(process_allgather(np.array(flag))))
+
+
+def assert_equal(values: dict[str, Any]) -> None:
+    """Compares values that JSON can hold with those of process 0; all must ask.
+
+    Raises:
+      RemoteError: on every process, naming the first that differ.
+    """
+    first, *others = map(json.loads, gather(json.dumps(values)))
+    for index, other in enumerate(others, 1):
+        for key in sorted({*first, *other}):
+            here, there = first.get(key), other.get(key)
+            if here != there:
+                raise RemoteError(
+                    f"{key} is {here} on process 0 and {there} on process {index}: "
+                    "start all processes with the same command and the same files"
+                )
+
+
+@contextlib.contextmanager
+def error_barrier() -> Iterator[None]:
+    """What fails within on one process fails on all of them; all must come here.
+
+    Nothing may be shared within: who failed would share its failure with the others.
+
+    Raises:
+      RemoteError: on the processes where nothing failed.
+    """
+    own = None
+    try:
+        yield
+    except Exception as error:  # also a defect: none may wait for who has it
+        own = error
+    said = gather("" if own is None else one_line(own) or type(own).__name__)
+    if own is not None:
+        raise own
+    for index, text in enumerate(said):
+        if text:
+            raise RemoteError(f"process {index}: {text}")
 
 
 def of_first(tree):

@@ -26,7 +26,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ddpm_jax import cli, config
+from ddpm_jax.cli import command as cli
+from ddpm_jax.experiment import config
 
 PARTS = Path(__file__).with_name("accelerator_parts.py")
 COMPILING = 1200  # seconds, at most, beside those of a part

@@ -14,10 +14,11 @@ from pathlib import Path
 import compiled_diffusers
 import jax
 
-from ddpm_jax import datasets, experiment, plan, train
-from ddpm_jax.config import ConfigError
+from ddpm_jax import datasets, train
 from ddpm_jax.errors import one_line
-from ddpm_jax.training.state import make_train_step
+from ddpm_jax.experiment import build, plan
+from ddpm_jax.experiment.config import ConfigError
+from ddpm_jax.training.step import make_train_step
 
 # Dense peaks in TFLOP/s by the makers' data sheets, the more special names first. A GPU
 # multiplies float32 in TF32, a TPU in bfloat16, unless it is told otherwise.
@@ -54,7 +55,7 @@ def agree(settings):
     here = jax.default_backend()
     if here == "cpu":
         return {"left_out": "there is only the CPU"}
-    built = experiment.build(settings)
+    built = build.build(settings)
     batch = datasets.make_batches(settings)(0)
     step = make_train_step(built.loss_fn, built.tx, 0.9999)
     results = {}
@@ -90,7 +91,7 @@ def run(settings, workdir, seconds):
         return {"left_out": "it was too slow for a record"}
     batch_size = settings["data"]["batch_size"]
     devices = jax.device_count()
-    built, options = experiment.build(settings), experiment.train_options(settings)
+    built, options = build.build(settings), build.train_options(settings)
     planned = plan.plan(built, options, batch_size, devices)
     speed = statistics.median(speeds[1:] or speeds)
     flops = planned.step_flops * speed / devices / 1e12

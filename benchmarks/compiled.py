@@ -11,10 +11,10 @@ import argparse
 import sys
 from importlib import metadata
 
-from ddpm_jax import config
-from ddpm_jax import plan as plans
 from ddpm_jax.compiled import estimates, programs, topologies
-from ddpm_jax.config import ConfigError
+from ddpm_jax.experiment import config
+from ddpm_jax.experiment import plan as plans
+from ddpm_jax.experiment.config import ConfigError
 
 RECIPES = (
     "configs/cifar.py",

@@ -22,12 +22,12 @@ def measure(calls, per_call):
     import jax.numpy as jnp
     import numpy as np
 
-    from ddpm_jax import config, experiment
-    from ddpm_jax.training import parallel
+    from ddpm_jax.distributed import devices
+    from ddpm_jax.experiment import build, config
     from ddpm_jax.training.optimizers import make_optimizer
-    from ddpm_jax.training.state import init_state, make_train_step
+    from ddpm_jax.training.step import init_state, make_train_step
 
-    shapes = experiment.build(config.load("configs/cifar.py")).abstract_state().params
+    shapes = build.build(config.load("configs/cifar.py")).abstract_state().params
     params = jax.tree.map(lambda _: np.ones(2, np.float32), shapes)
     tx, _ = make_optimizer("adam", 2e-4, warmup_steps=5000)
 
@@ -35,10 +35,10 @@ def measure(calls, per_call):
         total = sum(jnp.sum(leaf) for leaf in jax.tree.leaves(params))
         return total * jnp.mean(batch["x"]), {"loss": total}
 
-    step = make_train_step(loss_fn, tx, 0.9999, axis_name=parallel.AXIS)
-    steps = parallel.parallel_steps(step, per_call)
+    step = make_train_step(loss_fn, tx, 0.9999, axis_name=devices.AXIS)
+    steps = devices.parallel_steps(step, per_call)
     batches = [{"x": np.ones(8, np.float32)}] * per_call
-    state, key = parallel.replicate(init_state(params, tx)), jax.random.key(0)
+    state, key = devices.replicate(init_state(params, tx)), jax.random.key(0)
     seconds = []
     for _ in range(calls + 2):  # the first compiles, the second may
         start = time.thread_time()
@@ -51,10 +51,10 @@ def measure(calls, per_call):
 
 def worker(args):
     """One of the processes; the first prints."""
-    from ddpm_jax.training import processes
+    from ddpm_jax.distributed import multihost
 
     where = f"localhost:{args.port}"
-    processes.initialize(where, args.processes, args.worker)
+    multihost.initialize(where, args.processes, args.worker)
     for per_call in (1, args.steps_per_call):
         leaves, seconds = measure(args.calls, per_call)
         if args.worker == 0:

@@ -15,19 +15,19 @@ import jax.numpy as jnp
 import numpy as np
 
 import ddpm_jax
-from ddpm_jax import runs
 from ddpm_jax.data import images
-from ddpm_jax.data.sources import digits
+from ddpm_jax.data.arrays import digits
 from ddpm_jax.diffusion import (
     denoisers,
     editing,
     guidance,
     inverse,
     samplers,
-    sampling,
     timesteps,
 )
-from ddpm_jax.scoring import networks
+from ddpm_jax.diffusion.samplers import loop
+from ddpm_jax.experiment import run as runs
+from ddpm_jax.scoring import extractors
 
 
 def repairs(schedule, steps):
@@ -63,8 +63,8 @@ def repairs(schedule, steps):
 
 
 def start(sampler, denoiser, keys, like, times):
-    x_T, step_keys = sampling.draw_prior(keys, like.shape[1:])
-    return sampling.sample(sampler, denoiser, step_keys, x_T, times)[0]
+    x_T, step_keys = loop.draw_prior(keys, like.shape[1:])
+    return loop.sample(sampler, denoiser, step_keys, x_T, times)[0]
 
 
 def main():
@@ -76,7 +76,7 @@ def main():
     schedule, test = run.schedule, digits("test")
     pictures = np.stack([test[i][0] for i in range(len(test))])
     labels = np.array([test[i][1] for i in range(len(test))])
-    extractor = networks.open_extractor("classifier", runs.read_config(args.workdir))
+    extractor = extractors.open_extractor("classifier", runs.read_config(args.workdir))
 
     def right(x):
         logits = extractor.apply(extractor.params, images.to_uint8(x)).logits
@@ -128,7 +128,7 @@ def main():
             def there_and_back(keys, x, times=times, iterations=iterations):
                 x_T = editing.encode(plain, schedule, x, times, iterations)
                 ddim = samplers.ddim(schedule)
-                return sampling.sample(ddim, plain, keys, x_T, times)[0]
+                return loop.sample(ddim, plain, keys, x_T, times)[0]
 
             back = there_and_back(keys, known)
             error = float(jnp.mean(((back - known) / 2) ** 2))

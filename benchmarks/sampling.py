@@ -12,8 +12,9 @@ import time
 import jax
 import numpy as np
 
-from ddpm_jax import config, experiment
-from ddpm_jax.diffusion import samplers, sampling, timesteps
+from ddpm_jax.diffusion import samplers, timesteps
+from ddpm_jax.diffusion.samplers import loop
+from ddpm_jax.experiment import build, config
 
 NAMES = ("ddpm", "ddim", "dpmpp_2m", "dpmpp_3m", "unipc", "plms", "heun")
 
@@ -23,15 +24,15 @@ def main():
     parser.add_argument("--config", default="configs/digits.py")
     parser.add_argument("--num", type=int, default=64, help="images (default: 64)")
     args = parser.parse_args()
-    run = experiment.build(config.load(args.config))
+    run = build.build(config.load(args.config))
     params = run.init(jax.random.key(0)).params
-    keys = experiment.sample_keys(0, args.num)
-    labels = experiment.sample_labels(run.num_classes, args.num)
+    keys = build.sample_keys(0, args.num)
+    labels = build.sample_labels(run.num_classes, args.num)
     jax.config.update("jax_enable_compilation_cache", False)
     print(f"{'sampler':10} {'steps':>5} {'compiling':>10} {'memory':>9} {'a step':>9}")
     for name in NAMES:
         for num_steps in (10, 100, 1000):
-            sample_fn = sampling.make_sample_fn(
+            sample_fn = loop.make_sample_fn(
                 run.network.apply,
                 run.schedule,
                 getattr(samplers, name)(run.schedule),

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from ddpm_jax import experiment, runs
+from ddpm_jax.experiment import build, run
 from ddpm_jax.training.checkpoints import Checkpoints
 
 SMALL = (
@@ -91,7 +91,7 @@ def finish(workdir, num_steps, save_every):
         if start(workdir, num_steps, save_every, output).wait() != 0:
             output.seek(0)
             raise SystemExit(output.read())
-    built = experiment.build(runs.read_config(workdir))
+    built = build.build(run.read_config(workdir))
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
         return checkpoints.restore(built.abstract_state())
 

@@ -18,9 +18,10 @@ import torch
 from diffusers import DDIMScheduler, UNet2DModel
 from tqdm import tqdm
 
-from ddpm_jax import config, experiment
+from ddpm_jax.experiment import build as experiment
+from ddpm_jax.experiment import config
 from ddpm_jax.interop.unet2d import export_network
-from ddpm_jax.training.state import make_train_step
+from ddpm_jax.training.step import make_train_step
 
 STEPS = 5  # of DDIM
 WITHOUT_CLASSES = ("network.num_classes=0", "network.label_dropout=0.0")

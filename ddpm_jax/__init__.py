@@ -7,10 +7,10 @@ import importlib
 
 # Where each lives; imported when asked for, so that the mathematics loads alone.
 _HOMES = {
-    "build": "ddpm_jax.experiment",
-    "load": "ddpm_jax.runs",
-    "load_pretrained": "ddpm_jax.models",
-    "make_sample_fn": "ddpm_jax.diffusion.sampling",
+    "build": "ddpm_jax.experiment.build",
+    "load": "ddpm_jax.experiment.run",
+    "load_pretrained": "ddpm_jax.experiment.load",
+    "make_sample_fn": "ddpm_jax.diffusion.samplers.loop",
     "losses": "ddpm_jax.diffusion",
     "unet": "ddpm_jax.networks",
 }

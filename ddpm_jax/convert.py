@@ -12,9 +12,10 @@ from pathlib import Path
 
 import jax
 
-from ddpm_jax import arguments, cli, runs
-from ddpm_jax.config import ConfigError
-from ddpm_jax.experiment import build
+from ddpm_jax.cli import arguments, command
+from ddpm_jax.experiment import run
+from ddpm_jax.experiment.build import build
+from ddpm_jax.experiment.config import ConfigError
 from ddpm_jax.interop import diffusers
 
 
@@ -44,7 +45,7 @@ def main(args: argparse.Namespace) -> None:
     if kind == "diffusers":
         diffusers.export(model.config, experiment.schedule, params, out)
     else:
-        runs.write(out, model.config, params)
+        run.write(out, model.config, params)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     print(f"wrote {out}, {count:,} parameters")
     if kind == "diffusers" and experiment.num_classes:
@@ -55,4 +56,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, cli.parse(add_arguments(cli.parser(__doc__))))
+    command.run(main, command.parse(add_arguments(command.parser(__doc__))))

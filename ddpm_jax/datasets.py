@@ -12,14 +12,14 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
-from ddpm_jax.config import ConfigError
-from ddpm_jax.construct import attempt, call, choose
-from ddpm_jax.data import pipeline, sources
+from ddpm_jax.data import arrays, batches
+from ddpm_jax.data.base import ArraySource, Source
 from ddpm_jax.data.contents import contents_of, passed_over
-from ddpm_jax.data.folder import image_shape_of
+from ddpm_jax.data.folders import image_shape_of
 from ddpm_jax.data.kept import keep
-from ddpm_jax.data.source import ArraySource, Source
-from ddpm_jax.training import parallel
+from ddpm_jax.distributed import devices
+from ddpm_jax.experiment.config import ConfigError
+from ddpm_jax.experiment.sections import attempt, call, choose
 
 # The keys of the section `data` that say how to keep images, how to batch them and how
 # to compute batches ahead; the others open the source.
@@ -31,7 +31,7 @@ BATCHING = ("batch_size", "flip", *KEEPING, *AHEAD)
 _AHEAD_GB = 1.0
 
 
-def make_feed(config: dict[str, Any], num_microbatches: int = 1) -> pipeline.Feed:
+def make_feed(config: dict[str, Any], num_microbatches: int = 1) -> batches.Feed:
     """Opens a config's images, for this process's part of the batches.
 
     Args:
@@ -43,7 +43,7 @@ def make_feed(config: dict[str, Any], num_microbatches: int = 1) -> pipeline.Fee
     """
     section = config.get("data", {})
     batch_size = section.get("batch_size", 0)
-    attempt("data", parallel.check_batch_size, batch_size, num_microbatches)
+    attempt("data", devices.check_batch_size, batch_size, num_microbatches)
     share = batch_size // jax.process_count() * math.prod(config["image_shape"])
     ahead = call(_part(section, AHEAD), "data", _ahead, share)
     source = open_source(config)
@@ -51,7 +51,7 @@ def make_feed(config: dict[str, Any], num_microbatches: int = 1) -> pipeline.Fee
     batch_fn = call(
         _part(section, ("batch_size", "flip")),
         "data",
-        pipeline.make_batch_fn,
+        batches.make_batch_fn,
         kept,
         seed=config.get("seed", 0),
         process_index=jax.process_index(),
@@ -61,7 +61,7 @@ def make_feed(config: dict[str, Any], num_microbatches: int = 1) -> pipeline.Fee
     if kept is source and not isinstance(source, ArraySource):
         tenths = math.ceil(len(source) * math.prod(source.image_shape) / 1e8)
         advice += f", or data.max_memory_gb to {tenths / 10}, for all of them"
-    return pipeline.Feed(
+    return batches.Feed(
         batch_fn,
         batch_size,
         **ahead,
@@ -120,7 +120,7 @@ def open_source(config: dict[str, Any]) -> Source:
       ConfigError: if they are missing, or do not fit the rest of the config.
     """
     height, width, channels = config["image_shape"]
-    constructor = choose(config, "data", sources, Source)
+    constructor = choose(config, "data", arrays, Source)
     wanted = {"image_size": (height, width), "channels": channels}
     parameters = inspect.signature(constructor).parameters
     wanted = {key: value for key, value in wanted.items() if key in parameters}
@@ -169,7 +169,7 @@ def has_splits(config: dict[str, Any]) -> bool:
             "this model does not say of what data: give --config.data.name and what it "
             "needs, as in --config.data.name=tfds --config.data.dataset=cifar10"
         )
-    constructor = choose(config, "data", sources, Source)
+    constructor = choose(config, "data", arrays, Source)
     return "split" in inspect.signature(constructor).parameters
 
 
@@ -187,9 +187,9 @@ def open_images(path: str, config: dict[str, Any] | None = None) -> Source:
     path = Path(path).expanduser()
     try:
         if not path.is_dir():
-            return sources.arrays(path)
+            return arrays.arrays(path)
         height, width, channels = image_shape_of(path)
-        source = sources.folder(path, (height, width), channels)
+        source = arrays.folder(path, (height, width), channels)
     except (OSError, ValueError) as error:
         raise ConfigError(f"--images: {error}") from error
     names = source.class_names

@@ -29,26 +29,28 @@ from pathlib import Path
 
 import jax
 
-from ddpm_jax import arguments, cli, config, datasets
-from ddpm_jax import experiment as experiments
-from ddpm_jax.config import ConfigError
-from ddpm_jax.construct import attempt
+from ddpm_jax import datasets
+from ddpm_jax.cli import arguments, command
+from ddpm_jax.distributed import devices
 from ddpm_jax.errors import unknown
-from ddpm_jax.evaluation.extractors import fingerprint
-from ddpm_jax.evaluation.metrics import METRICS
-from ddpm_jax.experiment import Experiment
+from ddpm_jax.experiment import build as experiments
+from ddpm_jax.experiment import config
+from ddpm_jax.experiment.build import Experiment
+from ddpm_jax.experiment.config import ConfigError
+from ddpm_jax.experiment.sections import attempt
+from ddpm_jax.metrics.by_name import METRICS
+from ddpm_jax.metrics.features.base import fingerprint
 from ddpm_jax.scoring import (
-    bits,
-    memory,
+    image_sets,
+    likelihood,
+    memorisation,
     plots,
     references,
     report,
-    samples,
-    subjects,
 )
-from ddpm_jax.scoring.book import Book
+from ddpm_jax.scoring import measures as samples
 from ddpm_jax.scoring.report import Score
-from ddpm_jax.training import parallel
+from ddpm_jax.scoring.results import Book
 
 LIKELIHOODS = ("bpd", "ode_bpd")
 NAMES = (*METRICS, "memorisation", *LIKELIHOODS)
@@ -112,13 +114,13 @@ def evaluate(args: argparse.Namespace, out: Path) -> list[Score]:
     if args.images is not None:
         settings = config.load(args.config, args.overrides) if args.config else None
         found = datasets.open_images(args.images, settings)
-        subject = subjects.of_source("images", found, args.num, path=args.images)
+        subject = image_sets.of_source("images", found, args.num, path=args.images)
         return _score_samples(args, of_samples, [subject], settings, book)
     model = arguments.model(args)
     sweep = [*_sweep(args, model.config)] if of_samples else []
     built = (run for *_, run in sweep if run is not None)
     run = next(built, None) or experiments.build(model.config)
-    params = parallel.replicate(model.load_params(run))
+    params = devices.replicate(model.load_params(run))
     scores = []
     if sweep:
         drawn = [_subject(args, model, params, *each) for each in sweep]
@@ -169,7 +171,7 @@ def _score_samples(args, names, sweep, settings, book):
             raise ConfigError("memorisation is of a data set: give --config")
         size = args.batch_size
         folder = book.path.parent
-        measures.append(memory.measure_of(settings, extractor, size, folder))
+        measures.append(memorisation.measure_of(settings, extractor, size, folder))
     scores = []
     for subject in sweep:
         scores += samples.score(subject, extractor, measures, book, args.batch_size)
@@ -212,7 +214,7 @@ def _subject(args, model, params, name, settings, run):
     given = experiments.complete(settings) | {"params": fingerprint(params)}
     if run.num_classes:
         given["classes"] = args.labels or "all in turn"
-    return subjects.of_model(
+    return image_sets.of_model(
         name, run, params, num, args.seed, labels, model=model.origin, **given
     )
 
@@ -220,15 +222,17 @@ def _subject(args, model, params, name, settings, run):
 def _score_model(args, name, model, run, params, book):
     """Bits per dimension of real images."""
     if name == "bpd":
-        way = attempt(name, bits.bpd, run, args.variance or _variance(model.config))
+        way = attempt(
+            name, likelihood.bpd, run, args.variance or _variance(model.config)
+        )
     else:
-        way = bits.ode_bpd(run, args.tolerance or 1e-5)
+        way = likelihood.ode_bpd(run, args.tolerance or 1e-5)
     split = args.split or ("test" if datasets.has_splits(model.config) else "train")
     data = references.of_split(model.config, split, args.num or NUM_IMAGES)
     sections = experiments.complete(model.config)
     protocol = {name: sections[name] for name in ("schedule", "network", "loss")}
     protocol["model"] = model.origin
-    return bits.score(
+    return likelihood.score(
         way, run, params, data, args.seed, book, args.batch_size, **protocol
     )
 
@@ -247,7 +251,7 @@ def main(args: argparse.Namespace) -> None:
         raise ConfigError(f"--out {out}: there is no folder {out.parent}")
     if out.is_dir():
         raise ConfigError(f"--out {out} is a folder: give the name of a file")
-    with cli.resumable():
+    with command.resumable():
         scores = evaluate(args, out)
     if jax.process_index():
         return
@@ -262,4 +266,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, cli.parse(add_arguments(cli.parser(__doc__))))
+    command.run(main, command.parse(add_arguments(command.parser(__doc__))))

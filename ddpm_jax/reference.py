@@ -12,10 +12,12 @@ from pathlib import Path
 
 import jax
 
-from ddpm_jax import arguments, cli, config, datasets
-from ddpm_jax.config import ConfigError
-from ddpm_jax.evaluation import statistics
-from ddpm_jax.scoring import references, subjects
+from ddpm_jax import datasets
+from ddpm_jax.cli import arguments, command
+from ddpm_jax.experiment import config
+from ddpm_jax.experiment.config import ConfigError
+from ddpm_jax.metrics import statistics
+from ddpm_jax.scoring import image_sets, references
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -55,7 +57,7 @@ def main(args: argparse.Namespace) -> None:
         subject = references.of_split(settings, args.split or "train", args.num)
     else:
         found = datasets.open_images(args.images)
-        subject = subjects.of_source("images", found, args.num)
+        subject = image_sets.of_source("images", found, args.num)
     extractor = arguments.extractor(args, args.features or "inception", settings)
     made = references.statistics_of(
         subject, extractor, args.batch_size, args.num_features
@@ -67,4 +69,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, cli.parse(add_arguments(cli.parser(__doc__))))
+    command.run(main, command.parse(add_arguments(command.parser(__doc__))))

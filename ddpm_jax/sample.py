@@ -16,15 +16,18 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from ddpm_jax import arguments, cli, drawings, edits, experiment
-from ddpm_jax.config import ConfigError
+from ddpm_jax.cli import arguments, command
 from ddpm_jax.data import images
-from ddpm_jax.data.source import digest
+from ddpm_jax.data.base import digest
 from ddpm_jax.diffusion import inverse
-from ddpm_jax.drawings import Drawn, Order
-from ddpm_jax.edits import Edit
-from ddpm_jax.evaluation.extractors import fingerprint
-from ddpm_jax.training import processes
+from ddpm_jax.distributed import multihost
+from ddpm_jax.experiment import build
+from ddpm_jax.experiment.config import ConfigError
+from ddpm_jax.metrics.features.base import fingerprint
+from ddpm_jax.sampling import pictures as drawings
+from ddpm_jax.sampling import tasks
+from ddpm_jax.sampling.pictures import Drawn, Order
+from ddpm_jax.sampling.tasks import Edit
 
 MOST_WATCHED = 2**30  # bytes of all the steps that are kept
 STRENGTH = 0.6
@@ -99,7 +102,7 @@ def order(args: argparse.Namespace) -> Order:
     model = arguments.model(args)
     _tell_nothing(args, model.config)
     settings = arguments.sampling(model.config, args)
-    run = experiment.build(settings)
+    run = build.build(settings)
     watched = bool(args.gif or args.trajectory)
     shown = watched or Path(args.out).suffix.lower() != ".npz"
     if shown and run.image_shape[2] not in images.CHANNELS:
@@ -115,14 +118,14 @@ def order(args: argparse.Namespace) -> Order:
             "give a smaller --num, or fewer --steps"
         )
     params = model.load_params(run)
-    draw_fn = edits.make_draw(run, edit, watched)
+    draw_fn = tasks.make_draw(run, edit, watched)
 
     def draw(*given):
         pictures, steps = draw_fn(*given)
         return Drawn(pictures, *(steps or ()))
 
-    keys = experiment.sample_keys(args.seed, args.num)
-    protocol = experiment.complete(settings) | _way(args)
+    keys = build.sample_keys(args.seed, args.num)
+    protocol = build.complete(settings) | _way(args)
     protocol["params"] = fingerprint(params)
     if "classes" in model.origin:
         protocol["classes"] = model.origin["classes"]
@@ -175,19 +178,19 @@ def _edit(args, run) -> Edit:
     height, width, channels = run.image_shape
     if args.interpolate is not None:
         ends = 2 * -(-args.num // max(args.interpolate, 1))
-        noises = experiment.sample_keys(args.seed, ends)
-        return edits.interpolated(run, args.num, args.interpolate, noises)
+        noises = build.sample_keys(args.seed, ends)
+        return tasks.interpolated(run, args.num, args.interpolate, noises)
 
     def read(paths, shape, fit=True):
-        pictures = edits.read(paths, shape, fit)
+        pictures = tasks.read(paths, shape, fit)
         return pictures[np.arange(args.num) % len(pictures)]
 
     if args.inpaint:
-        mask = edits.read_mask(args.mask, args.inpaint, run.image_shape)
+        mask = tasks.read_mask(args.mask, args.inpaint, run.image_shape)
         repeats = 10 if args.repaint is None else args.repaint
-        return edits.painted(run, read(args.inpaint, run.image_shape), mask, repeats)
+        return tasks.painted(run, read(args.inpaint, run.image_shape), mask, repeats)
     if not args.init:
-        return edits.from_noise(run)
+        return tasks.from_noise(run)
     if args.upscale is not None:
         if args.upscale < 2 or height % args.upscale or width % args.upscale:
             raise ConfigError(
@@ -196,21 +199,21 @@ def _edit(args, run) -> Edit:
             )
         small = height // args.upscale, width // args.upscale, channels
         by = inverse.downsampled(args.upscale)
-        return edits.measured(run, read(args.init, small, fit=False), by)
+        return tasks.measured(run, read(args.init, small, fit=False), by)
     if args.colourise:
         if channels != 3:
             raise ConfigError("--colourise needs a model of colour images")
         grey = read(args.init, (height, width, 1))
-        return edits.measured(run, grey, inverse.grey())
+        return tasks.measured(run, grey, inverse.grey())
     pictures = read(args.init, run.image_shape)
     if args.denoise is not None:
         std = args.denoise
         if std is True:
-            std = edits.noise_of(pictures[: len(args.init)])
+            std = tasks.noise_of(pictures[: len(args.init)])
         print(f"taking off noise of standard deviation {std:.1f} (of 255)")
-        return edits.denoised(run, pictures, std)
+        return tasks.denoised(run, pictures, std)
     strength = STRENGTH if args.strength is None else args.strength
-    return edits.from_pictures(run, pictures, strength)
+    return tasks.from_pictures(run, pictures, strength)
 
 
 def _labels(args, run):
@@ -222,10 +225,10 @@ def _labels(args, run):
 
 def main(args: argparse.Namespace) -> None:
     """Draws samples and writes them."""
-    with processes.error_barrier():
-        processes.on_first(lambda: drawings.check_out(args))
+    with multihost.error_barrier():
+        multihost.on_first(lambda: drawings.check_out(args))
     wanted = order(args)
-    with cli.resumable():
+    with command.resumable():
         at_once = Path(args.out).suffix or args.gif or args.trajectory
         (drawings.draw if at_once else drawings.fill)(args, wanted)
     if jax.process_index() == 0:
@@ -233,4 +236,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, cli.parse(add_arguments(cli.parser(__doc__))))
+    command.run(main, command.parse(add_arguments(command.parser(__doc__))))

@@ -18,18 +18,21 @@ from typing import Any
 import jax
 import numpy as np
 
-from ddpm_jax import beginnings, beside, cli, config, datasets, plan, remarks, runs
-from ddpm_jax import experiment as experiments
+from ddpm_jax import datasets
+from ddpm_jax.cli import command
 from ddpm_jax.compiled import estimates
-from ddpm_jax.config import ConfigError
+from ddpm_jax.distributed import devices, multihost
+from ddpm_jax.experiment import beginnings, config, plan, remarks, run
+from ddpm_jax.experiment import build as experiments
+from ddpm_jax.experiment.config import ConfigError
 from ddpm_jax.files import check_local
-from ddpm_jax.scoring import progress
-from ddpm_jax.training import calls, parallel, processes
+from ddpm_jax.scoring import beside, online
+from ddpm_jax.training import calls
 from ddpm_jax.training.checkpoints import Checkpoints
 from ddpm_jax.training.meter import Meter, NonFiniteError
-from ddpm_jax.training.stop import Stop
+from ddpm_jax.training.preemption import Stop
+from ddpm_jax.training.trackers import Writer
 from ddpm_jax.training.watchdog import Watchdog
-from ddpm_jax.training.writers import Writer
 
 # What makes XLA's programs for GPUs give the same bits each time.
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
@@ -52,38 +55,38 @@ def train(settings: dict[str, Any], workdir: str | os.PathLike) -> int:
     """
     settings = config.override(settings, ())
     check_local(workdir)
-    processes.assert_equal(config.flat(settings))
-    with processes.error_barrier():
+    multihost.assert_equal(config.flat(settings))
+    with multihost.error_barrier():
         experiment = experiments.build(settings)
         options = experiments.train_options(settings)
         _check_deterministic(options)
-        scoring = progress.options_of(settings)
+        scoring = online.options_of(settings)
         _warn(settings)
         feed = datasets.make_feed(settings, options.num_microbatches)
         options = _with_calls(options, experiment, settings["data"]["batch_size"])
     score_params = None
     if scoring.every:  # all of them make it, with what they share
-        score_params = progress.make_scorer(settings, experiment, scoring)
+        score_params = online.make_scorer(settings, experiment, scoring)
     workdir = Path(workdir)
     with contextlib.ExitStack() as stack:
         enter = stack.enter_context
         in_flight = 3 if options.steps_per_call == 1 else 1  # calls, beside the newest
         stop = enter(Stop(in_flight))
-        with processes.error_barrier():
-            opened = processes.Elsewhere(), _zeros(experiment), []
+        with multihost.error_barrier():
+            opened = multihost.Elsewhere(), _zeros(experiment), []
             if jax.process_index() == 0:
                 opened = _open(workdir, experiment, settings, feed, stack)
         checkpoints, state, notes = opened
-        state = processes.of_first(state)
+        state = multihost.of_first(state)
         first = saved = int(state.step)
         if first >= options.num_steps:
             done = f"{workdir} is already at step {first}: nothing to do"
-            processes.on_first(lambda: print(done))
+            multihost.on_first(lambda: print(done))
             return 0
-        state = parallel.replicate(state)  # as steps return it: one program, not two
-        with processes.error_barrier():
-            processes.on_first(lambda: runs.write_config(workdir, settings))
-            writer = processes.on_first(
+        state = devices.replicate(state)  # as steps return it: one program, not two
+        with multihost.error_barrier():
+            multihost.on_first(lambda: run.write_config(workdir, settings))
+            writer = multihost.on_first(
                 lambda: Writer(workdir, first, options.num_steps)
             )
             enter(closing(writer))
@@ -129,7 +132,7 @@ def train(settings: dict[str, Any], workdir: str | os.PathLike) -> int:
                 if save or draw:
                     meter.pause()
             except NonFiniteError as error:
-                with processes.error_barrier():
+                with multihost.error_barrier():
                     checkpoints.wait()
                 good = "there is no checkpoint yet"
                 if saved:
@@ -156,7 +159,7 @@ def train(settings: dict[str, Any], workdir: str | os.PathLike) -> int:
             if last:
                 meter.write_rest(step)
                 break
-        with processes.error_barrier():  # none leaves while process 0 saves
+        with multihost.error_barrier():  # none leaves while process 0 saves
             checkpoints.wait()
         if step < options.num_steps:
             writer.line(f"stopped at step {step}; the same command goes on from it")
@@ -167,15 +170,15 @@ def train(settings: dict[str, Any], workdir: str | os.PathLike) -> int:
 
 def _open(workdir, experiment, settings, feed, stack):
     """Locks the folder, and finds the state to begin or to go on with, on the host."""
-    notes = runs.changes(workdir, settings)
+    notes = run.changes(workdir, settings)
     source, begun = settings.get("init_from"), None
-    if source and not runs.has_checkpoint(workdir):
+    if source and not run.has_checkpoint(workdir):
         begun = beginnings.begin_from(
             source, settings, experiment, _keys(settings)[0], feed.contents.classes
         )
     workdir.mkdir(parents=True, exist_ok=True)
-    stack.enter_context(runs.lock(workdir))
-    runs.same_data(workdir, feed.contents)
+    stack.enter_context(run.lock(workdir))
+    run.same_data(workdir, feed.contents)
     keep = experiments.train_options(settings).keep
     checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", keep))
     state, damaged = checkpoints.restore_latest(experiment.abstract_state())
@@ -190,7 +193,7 @@ def _open(workdir, experiment, settings, feed, stack):
 def _warn(settings):
     """Says what is odd about a training."""
     for remark in remarks.of_training(settings):
-        processes.on_first(lambda text=remark: print(f"warning: {text}"))
+        multihost.on_first(lambda text=remark: print(f"warning: {text}"))
 
 
 def _keys(settings):
@@ -229,7 +232,7 @@ def _with_calls(options, experiment, batch_size):
 def _train_step(experiment, options):
     """The training steps of a call, on all devices."""
     step = experiments.train_step(experiment, options)
-    return parallel.parallel_steps(step, options.steps_per_call)
+    return devices.parallel_steps(step, options.steps_per_call)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -282,7 +285,7 @@ def _check_deterministic(options):
 
 def main(args: argparse.Namespace) -> int:
     """Trains as the command line says."""
-    with processes.error_barrier():
+    with multihost.error_barrier():
         settings = config.load(args.config, args.overrides)
     if args.plan is not None:
         _warn(settings)
@@ -299,5 +302,5 @@ def main(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    parsed = cli.parse_config(add_arguments(cli.parser(__doc__)))
-    cli.run(main, parsed, _before_devices)
+    parsed = command.parse_config(add_arguments(command.parser(__doc__)))
+    command.run(main, parsed, _before_devices)

@@ -23,13 +23,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ddpm_jax import config, experiment
 from ddpm_jax.compiled import programs, text, topologies, worker
+from ddpm_jax.experiment import build, config
 from ddpm_jax.networks import layers
 from ddpm_jax.networks.convolutions import Conv3x3
 from ddpm_jax.networks.normalization import GroupNorm
 from ddpm_jax.training.optimizers import make_optimizer
-from ddpm_jax.training.state import init_state, make_train_step
+from ddpm_jax.training.step import init_state, make_train_step
 
 os.environ.setdefault("LIBTPU_INIT_ARGS", topologies.LIBTPU_FLAGS)  # as the mains do
 
@@ -97,8 +97,8 @@ def on(devices, function, *shapes, donate=()):
 def lowered(devices):
     """The pieces, by name."""
     settings = config.load(CONFIG, STEP)
-    built = experiment.build(settings)
-    options = experiment.train_options(settings)
+    built = build.build(settings)
+    options = build.train_options(settings)
     attention = layers.Attention(1, GROUPS, EPS, "float32")
     yield "half a ResBlock", block(HalfResBlock(), devices)
     yield "attention", block(attention, devices)

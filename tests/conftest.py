@@ -29,11 +29,13 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 import sharing  # noqa: E402, after the hook
 
-from ddpm_jax import cli  # noqa: E402
+from ddpm_jax.cli import command  # noqa: E402
 
-cli._join = lambda args: None  # JAX is in use here: it is too late to join processes
+command._join = lambda args: (
+    None
+)  # JAX is in use here: it is too late to join processes
 sharing.share()
-cli.collect_rarely()
+command.collect_rarely()
 
 # Of the files that take longest, by their CPU seconds: with two workers nobody waits at
 # the end for one of them.

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 
-from ddpm_jax import experiment, runs
+from ddpm_jax.experiment import build, run
 from ddpm_jax.training.checkpoints import Checkpoints
 
 # One level: what is tested with it does not depend on the network.
@@ -41,7 +41,7 @@ def training(workdir, *changes, config="configs/digits.py"):
 
 def final_state(workdir):
     """The state of a run's last checkpoint."""
-    built = experiment.build(runs.read_config(workdir))
+    built = build.build(run.read_config(workdir))
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
         return checkpoints.restore(built.abstract_state())
 

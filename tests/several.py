@@ -16,8 +16,8 @@ from pathlib import Path
 
 import sharing
 
-from ddpm_jax import cli
-from ddpm_jax.training import processes
+from ddpm_jax.cli import command as cli
+from ddpm_jax.distributed import multihost
 
 
 def run(place, main, arguments):
@@ -35,10 +35,10 @@ def run(place, main, arguments):
 
 if __name__ == "__main__":
     folder, coordinator, num, index = Path(sys.argv[1]), *sys.argv[2:]
-    processes.initialize(coordinator, int(num), int(index))
+    multihost.initialize(coordinator, int(num), int(index))
     cli._join = lambda args: None
     sharing.share()
-    processes.abandon = sys.exit  # the next command is for all of them, too
+    multihost.abandon = sys.exit  # the next command is for all of them, too
     commands = json.loads((folder / "commands.json").read_text())
     said = [run(places[int(index)], *command) for places, *command in commands]
     (folder / f"said_{index}.json").write_text(json.dumps(said))

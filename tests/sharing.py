@@ -4,7 +4,8 @@ import functools
 
 import jax
 
-from ddpm_jax import experiment, train
+from ddpm_jax import train
+from ddpm_jax.experiment import build
 
 
 def once(make, key_of):
@@ -33,7 +34,7 @@ def sections_of(config):
 
 def share():
     """Has `experiment.build` and the training step be made once of the same parts."""
-    experiment.build = once(experiment.build, sections_of)
+    build.build = once(build.build, sections_of)
     train._train_step = once(
         train._train_step,
         lambda run, options: (

@@ -11,9 +11,10 @@ from tiny import call, random_params
 from tiny import tiny as larger
 
 import ddpm_jax
-from ddpm_jax import beginnings, config, convert, experiment, runs
-from ddpm_jax.config import ConfigError
+from ddpm_jax import convert
 from ddpm_jax.data.contents import Contents
+from ddpm_jax.experiment import beginnings, build, config, run
+from ddpm_jax.experiment.config import ConfigError
 from ddpm_jax.interop.layout import leaves
 from ddpm_jax.train import train
 
@@ -31,7 +32,7 @@ def tiny(*changes):
 def source(tmp_path_factory):
     """A run of 10 classes, without a null class."""
     folder = tmp_path_factory.mktemp("beginnings") / "run"
-    runs.write(folder, tiny(), random_params(built()))
+    run.write(folder, tiny(), random_params(built()))
     return folder
 
 
@@ -44,7 +45,7 @@ def published(source, tmp_path_factory):
 
 @functools.cache
 def built(*changes):
-    return experiment.build(tiny(*changes))
+    return build.build(tiny(*changes))
 
 
 @functools.cache
@@ -60,7 +61,7 @@ def begin(path, *changes):
 
 def made(tmp_path, *changes):
     """A run with parameters of its own, to begin from."""
-    runs.write(tmp_path / "made", tiny(*changes), random_params(built(*changes)))
+    run.write(tmp_path / "made", tiny(*changes), random_params(built(*changes)))
     return tmp_path / "made"
 
 
@@ -129,7 +130,7 @@ def test_classes_keep_what_they_have_under_their_names(tmp_path):
     there, given = rows(ddpm_jax.load(path)[1]), [NULL, "network.num_classes=8"]
     fresh = rows(new(*given))
     words = ["ant", "bat", "cat", "dog", "elk", "fox", "gnu", "hen", "ibis", "jay"]
-    runs.same_data(path, Contents(20, words, ""))
+    run.same_data(path, Contents(20, words, ""))
     ours = ["owl", "cat", "ant", "dog", "elk", "fox", "gnu", "pig"]
 
     def begin(names, *changes):
@@ -210,12 +211,12 @@ def test_a_learned_variance_is_added_and_left_out(source, tmp_path):
 
 def test_another_size_of_images(tmp_path):
     settings = larger("network.num_classes=0")
-    there = random_params(experiment.build(settings))
-    runs.write(tmp_path / "made", settings, there)
+    there = random_params(build.build(settings))
+    run.write(tmp_path / "made", settings, there)
 
     def begin(*changes):
         ours = config.override(settings, changes)
-        built = experiment.build(ours)
+        built = build.build(ours)
         return beginnings.begin_from(str(tmp_path / "made"), ours, built, KEY)
 
     size = "image_shape was [8, 8, 1] there and is [16, 16, 1] here"
@@ -269,7 +270,7 @@ def test_what_cannot_be_begun_from(source, tmp_path):
     assert not (tmp_path / "run").exists()
     with pytest.raises(ConfigError, match="init_from must be the path"):
         tiny("init_from=3")
-    runs.write_config(tmp_path, tiny())
+    run.write_config(tmp_path, tiny())
     with pytest.raises(ConfigError, match="a run is one once it has checkpoints"):
         begin(tmp_path)
 

@@ -6,7 +6,8 @@ import jax
 import pytest
 from tiny import tiny
 
-from ddpm_jax import experiment, train
+from ddpm_jax import train
+from ddpm_jax.experiment import build
 from ddpm_jax.training import calls
 
 
@@ -48,6 +49,6 @@ def test_several_processes_with_accelerators_take_several_steps_a_call(
     monkeypatch.setattr(jax, "process_count", lambda: processes)
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     settings = tiny()
-    options = experiment.train_options(settings)._replace(steps_per_call=given)
-    built = experiment.build(settings)
+    options = build.train_options(settings)._replace(steps_per_call=given)
+    built = build.build(settings)
     assert train._with_calls(options, built, 16).steps_per_call == expected

@@ -15,10 +15,12 @@ import numpy as np
 import pytest
 from compiled_pieces import CONFIG, STEP
 
-from ddpm_jax import cli, plan, train
+from ddpm_jax import train
+from ddpm_jax.cli import command as cli
 from ddpm_jax.compiled import breakdown, estimates, programs, text, topologies
-from ddpm_jax.config import ConfigError
-from ddpm_jax.training import parallel
+from ddpm_jax.distributed import devices
+from ddpm_jax.experiment import plan
+from ddpm_jax.experiment.config import ConfigError
 
 # Cycles and bytes of code by one libtpu: `python tests/compiled_pieces.py` prints them.
 LIBTPU = "0.0.42.1"
@@ -155,7 +157,7 @@ def test_a_compiled_program_is_read():
     def step(state, batch, key):
         return state, jax.lax.pmean({"a": batch.sum(0), "b": batch.sum()}, "batch")
 
-    mapped = parallel.mapped_step(step, jax.devices()[:4])
+    mapped = devices.mapped_step(step, jax.devices()[:4])
     floats = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
     lowered = mapped.lower(floats(2), floats(4, 8, 3), floats(), floats(4))
     module = text.parse(lowered.compile().as_text())

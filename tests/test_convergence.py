@@ -7,7 +7,7 @@ import pytest
 
 from ddpm_jax.diffusion import samplers, schedules
 from ddpm_jax.diffusion.process import Prediction
-from ddpm_jax.diffusion.sampling import sample
+from ddpm_jax.diffusion.samplers.loop import sample
 
 MEAN, STD = 0.3, 0.5
 SCHEDULE = schedules.cosine(2_000_000)  # so many that whole times do not disturb

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.diffusion import denoisers, samplers, sampling, schedules, timesteps
+from ddpm_jax.diffusion import denoisers, samplers, schedules, timesteps
+from ddpm_jax.diffusion.samplers import loop
 from ddpm_jax.interop import diffusers
-from ddpm_jax.interop.pretrained import open_pretrained
+from ddpm_jax.interop.published import open_pretrained
 from ddpm_jax.networks import unet
 
 torch = pytest.importorskip("torch")
@@ -136,7 +137,7 @@ def test_ddim_pipeline(tmp_path, monkeypatch):
     theirs = 2 * pipeline(2, num_inference_steps=10, output_type="np").images - 1
 
     denoiser = denoisers.from_network(network_of(config).apply, params, schedule)
-    ours, _ = sampling.sample(
+    ours, _ = loop.sample(
         samplers.ddim(schedule, 0.0),
         denoisers.clip(denoiser, schedule, rederive=False),
         jax.random.split(jax.random.key(0), 2),

@@ -14,7 +14,7 @@ from exact import (
 
 from ddpm_jax.diffusion import editing, samplers, schedules, timesteps
 from ddpm_jax.diffusion.process import from_eps
-from ddpm_jax.diffusion.sampling import sample
+from ddpm_jax.diffusion.samplers.loop import sample
 
 MEAN, STD = 0.3, 0.5
 SHAPE = (32, 32, 32, 1)  # 32,768 independent pixels

@@ -13,15 +13,20 @@ import pytest
 from jobs import environment
 from tiny import call, random_params, tiny
 
-from ddpm_jax import convert, datasets, evaluate, experiment, reference, runs
-from ddpm_jax.config import ConfigError
-from ddpm_jax.data import images, sources
-from ddpm_jax.data.source import ArraySource
-from ddpm_jax.evaluation import extractors, moments, scores
-from ddpm_jax.evaluation.extractors import Outputs
-from ddpm_jax.experiment import build
-from ddpm_jax.scoring import book, references, report, store, subjects
-from ddpm_jax.training import parallel
+from ddpm_jax import convert, datasets, evaluate, reference
+from ddpm_jax.data import arrays as sources
+from ddpm_jax.data import images
+from ddpm_jax.data.base import ArraySource
+from ddpm_jax.distributed import devices
+from ddpm_jax.experiment import build as experiment
+from ddpm_jax.experiment import run as runs
+from ddpm_jax.experiment.build import build
+from ddpm_jax.experiment.config import ConfigError
+from ddpm_jax.metrics import frechet, kernel
+from ddpm_jax.metrics.features import base
+from ddpm_jax.metrics.features.base import Outputs
+from ddpm_jax.sampling import partial
+from ddpm_jax.scoring import image_sets, references, report, results
 
 PIXELS = ("--features", "pixels", "--metrics", "fd,kid,pr,dc", "--batch_size", 2)
 
@@ -55,10 +60,10 @@ def test_scores_of_samples(workdir, tmp_path):
         (x.astype(np.float64) / 127.5 - 1).reshape(len(x), -1)
         for x in (np.asarray(images.to_uint8(drawn)), source.images)
     )
-    a, b = (moments.Gaussian(np.mean(x, axis=0), np.cov(x.T)) for x in (ours, real))
+    a, b = (frechet.Gaussian(np.mean(x, axis=0), np.cov(x.T)) for x in (ours, real))
     found = values(out, "ddpm:5")
-    np.testing.assert_allclose(found["fd"], moments.frechet_distance(a, b), rtol=1e-4)
-    kid, _ = scores.kernel_distance(ours, real, subset_size=70)
+    np.testing.assert_allclose(found["fd"], frechet.frechet_distance(a, b), rtol=1e-4)
+    kid, _ = kernel.kernel_distance(ours, real, subset_size=70)
     np.testing.assert_allclose(found["kid"], kid, rtol=1e-4)
     assert {*found} == {"fd", "kid", "precision", "recall", "density", "coverage"}
 
@@ -116,7 +121,7 @@ def test_what_is_done_is_not_done_again(workdir, tmp_path, monkeypatch):
     given = ["--workdir", workdir, *PIXELS, "--num", 64]
     whole, parts = tmp_path / "whole.json", tmp_path / "parts.json"
     call(evaluate, *given, "--out", whole)
-    of_model, calls, limit = subjects.of_model, [], 3
+    of_model, calls, limit = image_sets.of_model, [], 3
 
     def counted(*given, **more):
         subject = of_model(*given, **more)
@@ -129,7 +134,7 @@ def test_what_is_done_is_not_done_again(workdir, tmp_path, monkeypatch):
 
         return subject._replace(draw=draw)
 
-    monkeypatch.setattr(subjects, "of_model", counted)
+    monkeypatch.setattr(image_sets, "of_model", counted)
     with pytest.raises(KeyboardInterrupt):
         call(evaluate, *given, "--out", parts)
     assert not parts.exists() and sum(calls) == 48
@@ -145,7 +150,7 @@ def test_what_is_done_is_not_done_again(workdir, tmp_path, monkeypatch):
 
 
 def test_a_part_that_was_cut_off_is_made_again(tmp_path):
-    of_images = store.Store(tmp_path, {"a": 1}, Outputs)
+    of_images = partial.Store(tmp_path, {"a": 1}, Outputs)
     made = lambda: Outputs(np.arange(6.0).reshape(2, 3), None, np.ones((2, 1)))
     positions = np.array([4, 5])
     of_images(positions, made)
@@ -165,7 +170,7 @@ def test_a_part_that_was_cut_off_is_made_again(tmp_path):
 def test_a_part_that_cannot_be_read_now_is_not_thrown_away(
     tmp_path, monkeypatch, error
 ):
-    of_images = store.Store(tmp_path, {}, Outputs)
+    of_images = partial.Store(tmp_path, {}, Outputs)
     of_images(np.array([0]), lambda: Outputs(np.ones((1, 3))))
     (path,) = tmp_path.rglob("*.npz")
 
@@ -327,16 +332,16 @@ def test_statistics_of_other_tools(workdir, tmp_path, spatial):
 
 
 def test_references_are_made_once_and_again_when_images_change(monkeypatch):
-    extractor = extractors.pixels()
+    extractor = base.pixels()
     source = sources.digits("test")
-    subject = subjects.of_source("a", source)
+    subject = image_sets.of_source("a", source)
     first = references.statistics_of(subject, extractor, 64)
     with monkeypatch.context() as context:
-        context.setattr(parallel, "in_batches", None)
+        context.setattr(devices, "in_batches", None)
         again = references.statistics_of(subject, extractor, 64)
     np.testing.assert_array_equal(first.gaussian.covariance, again.gaussian.covariance)
     other = np.flip(source.images, axis=2)
-    changed = subjects.of_source("a", ArraySource(other, source.labels, 10))
+    changed = image_sets.of_source("a", ArraySource(other, source.labels, 10))
     assert not np.array_equal(
         references.statistics_of(changed, extractor, 64).gaussian.mean,
         first.gaussian.mean,
@@ -438,7 +443,7 @@ def test_a_change_of_the_network_is_another_protocol(workdir, tmp_path):
 
 
 def test_two_evaluations_may_write_into_one_file(tmp_path):
-    books = [book.Book(tmp_path / "scores.json") for _ in range(2)]
+    books = [results.Book(tmp_path / "scores.json") for _ in range(2)]
     for number, each in enumerate(books):
         each.add([report.Score(f"ddim:{number}", "fd", 1.0, None, (), {})])
     found = report.load(tmp_path / "scores.json")

@@ -19,14 +19,16 @@ from jobs import SMALL, environment, final_state, training
 from PIL import Image
 from tiny import call
 
-from ddpm_jax import config, datasets, drawings, models, sample, train
-from ddpm_jax.config import ConfigError
-from ddpm_jax.data import tfds
-from ddpm_jax.data.source import gather
-from ddpm_jax.data.sources import folder
+from ddpm_jax import datasets, sample, train
+from ddpm_jax.data import records as tfds
+from ddpm_jax.data.arrays import folder
+from ddpm_jax.data.base import gather
+from ddpm_jax.experiment import config, load
+from ddpm_jax.experiment.config import ConfigError
+from ddpm_jax.sampling import pictures as drawings
 from ddpm_jax.training.checkpoints import Checkpoints
 from ddpm_jax.training.meter import NonFiniteError
-from ddpm_jax.training.state import TrainState
+from ddpm_jax.training.step import TrainState
 from ddpm_jax.training.watchdog import Watchdog
 
 
@@ -271,7 +273,7 @@ def test_a_run_knows_its_data(pictures, tmp_path, capsys):
     call(sample, "--workdir", workdir, "--num", 2, "--out", tmp_path / "drawn")
     record = json.loads((tmp_path / "drawn" / drawings.RECORD).read_text())
     assert record["classes"] == ["cat", "dog"]
-    assert models.from_run(workdir).origin["classes"] == ["cat", "dog"]
+    assert load.from_run(workdir).origin["classes"] == ["cat", "dog"]
     moved = pictures.rename(tmp_path / "moved")
     damaged = tmp_path / "copy"
     shutil.copytree(moved, damaged)
@@ -341,7 +343,7 @@ def test_pictures_scores_and_records_that_fail_end_no_training(
 
         return score
 
-    monkeypatch.setattr(train.progress, "make_scorer", scorer)
+    monkeypatch.setattr(train.online, "make_scorer", scorer)
     (tmp_path / "samples").write_text("in the way")
     full = OSError(28, "No space left on device", "metrics.jsonl")
     monkeypatch.setattr(train.Writer, "metrics", Mock(side_effect=full))
@@ -397,7 +399,8 @@ def test_a_bounded_number_of_such_steps_may_change_nothing(tmp_path, capsys):
 
 HANGING = """
 import time
-from ddpm_jax import config, train
+from ddpm_jax import train
+from ddpm_jax.experiment import config
 train._train_step = lambda *args: lambda *args: time.sleep(1000)
 settings = config.load("configs/digits.py", {changes})
 train.train(settings, {workdir!r})

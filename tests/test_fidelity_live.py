@@ -11,7 +11,8 @@ import pytest
 from sklearn.datasets import load_sample_images
 from test_inception import random_tensor
 
-from ddpm_jax.evaluation import inception, manifolds, moments, resize, scores
+from ddpm_jax.metrics import frechet, kernel, precision_recall
+from ddpm_jax.metrics.features import inception, resize
 
 torch = pytest.importorskip("torch")
 fidelity = pytest.importorskip("torch_fidelity")
@@ -124,17 +125,17 @@ def test_scores(theirs_and_ours):
     scored, _, ours = theirs_and_ours
     generated, real = np.split(ours["2048"], 2)
     gaussians = [
-        moments.gaussian(moments.update(moments.empty(2048), features))
+        frechet.gaussian(frechet.update(frechet.empty(2048), features))
         for features in (generated, real)
     ]
     logits = np.split(ours["logits_unbiased"], 2)[0]
-    is_mean, is_std = scores.inception_score(logits)
-    kid = scores.kernel_distance(generated, real, SUBSETS, SUBSET_SIZE)
-    precision, recall = manifolds.precision_recall(generated, real)
+    is_mean, is_std = kernel.inception_score(logits)
+    kid = kernel.kernel_distance(generated, real, SUBSETS, SUBSET_SIZE)
+    precision, recall = precision_recall.precision_recall(generated, real)
     compared = {
         "inception_score_mean": (is_mean, 1e-6),
         "inception_score_std": (is_std, 1e-5),
-        "frechet_inception_distance": (moments.frechet_distance(*gaussians), 1e-5),
+        "frechet_inception_distance": (frechet.frechet_distance(*gaussians), 1e-5),
         "kernel_inception_distance_mean": (kid[0], 5e-5),
         "kernel_inception_distance_std": (kid[1], 5e-5),
         "precision": (precision, 1e-6),

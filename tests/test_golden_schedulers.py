@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax.diffusion import denoisers, process, samplers, schedules
-from ddpm_jax.diffusion.samplers import sampler
+from ddpm_jax.diffusion.samplers import base
 
 GOLDEN = np.load("tests/data/schedulers.npz")
 PREDICTS = {"epsilon": "eps", "sample": "x_0", "v_prediction": "v"}
@@ -24,7 +24,7 @@ def step(sampler_of, predicts, t, num_steps, clip, rederive, monkeypatch, noise)
     )
     if clip:
         denoiser = denoisers.clip(denoiser, schedule, rederive=rederive)
-    monkeypatch.setattr(sampler, "standard_normal", lambda keys, like: noise)
+    monkeypatch.setattr(base, "standard_normal", lambda keys, like: noise)
     times = jnp.array([t + 1, max(t - 1000 // num_steps + 1, 0)])
     state = samplers.SamplerState(array("x"))
     return sampler_of(schedule).step(denoiser, None, state, *times)

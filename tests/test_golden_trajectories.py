@@ -8,15 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.diffusion import (
-    denoisers,
-    editing,
-    samplers,
-    sampling,
-    schedules,
-    timesteps,
-)
-from ddpm_jax.diffusion.samplers import sampler
+from ddpm_jax.diffusion import denoisers, editing, samplers, schedules, timesteps
+from ddpm_jax.diffusion.samplers import base, loop
 
 GOLDEN = np.load("tests/data/trajectories.npz")
 SCHEDULE = schedules.linear()
@@ -48,7 +41,7 @@ def walk(method, x_T, times, denoiser=None):
     observe = lambda state, prediction: (state.x, prediction.x_0)
     denoiser = denoiser or toy()
     times = np.asarray(times, np.int32)
-    return sampling.sample(method, denoiser, keys(), x_T, times, observe)[1]
+    return loop.sample(method, denoiser, keys(), x_T, times, observe)[1]
 
 
 def downward(key):
@@ -63,7 +56,7 @@ def draw_in_turn(monkeypatch, method, noises):
 
     def step(denoiser, keys, state, t, s):
         inner, i = state.memory
-        monkeypatch.setattr(sampler, "standard_normal", lambda keys, x: noises[i])
+        monkeypatch.setattr(base, "standard_normal", lambda keys, x: noises[i])
         inner, prediction = method.step(denoiser, keys, inner, t, s)
         return samplers.SamplerState(inner.x, (inner, i + 1)), prediction
 
@@ -141,7 +134,7 @@ def test_inversion(x64, num_steps):
 @pytest.mark.parametrize("i", [0, 20, 500, 980])
 def test_a_step_of_repaint(x64, monkeypatch, i, eta):
     """Theirs draws one noise for both parts, clips x_0 and keeps eps; 50 steps."""
-    monkeypatch.setattr(sampler, "standard_normal", lambda keys, x: array("noise"))
+    monkeypatch.setattr(base, "standard_normal", lambda keys, x: array("noise"))
     paint = GOLDEN["mask"] == 0
     method = samplers.ddim(SCHEDULE, float(eta))
     method = editing.inpaint(method, SCHEDULE, array("x0"), jnp.asarray(paint))
@@ -156,7 +149,7 @@ def test_a_step_of_repaint(x64, monkeypatch, i, eta):
 @pytest.mark.parametrize("i", [0, 500])
 def test_repaint_goes_up_unit_by_unit(x64, monkeypatch, i):
     """Four times x <- sqrt(1 - β) x + sqrt(β) z: a step of 250."""
-    monkeypatch.setattr(sampler, "standard_normal", lambda keys, x: array("noise"))
+    monkeypatch.setattr(base, "standard_normal", lambda keys, x: array("noise"))
     method = editing.resample(samplers.ddim(SCHEDULE), SCHEDULE)
     xs, _ = walk(method, array("x"), np.arange(i, i + 5))
     np.testing.assert_allclose(xs[-1], GOLDEN[f"repaint/undo/t{i}"], **TOLERANCE)
@@ -165,7 +158,7 @@ def test_repaint_goes_up_unit_by_unit(x64, monkeypatch, i):
 @pytest.mark.parametrize("i", [10, 500, 999])
 def test_dynamic_thresholding(x64, monkeypatch, i):
     """Ratio 0.8, at most 2; in a step of DDPM of 1000, whose mean follows x_0."""
-    monkeypatch.setattr(sampler, "standard_normal", lambda keys, x: array("noise"))
+    monkeypatch.setattr(base, "standard_normal", lambda keys, x: array("noise"))
     bound = lambda denoiser: denoisers.threshold(denoiser, SCHEDULE, 80.0, 2.0)
     method = samplers.ddpm(SCHEDULE)
     state, seen = one_step(method, array("x"), array("out"), i + 1, i, bound)

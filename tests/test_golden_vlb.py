@@ -147,9 +147,7 @@ def test_ancestral_steps(x64, monkeypatch, case):
     _, variance, clip, index = case.split("/")
     index = int(index[1:])
     apply = model("eps", variance == "learned_range")
-    monkeypatch.setattr(
-        samplers.sampler, "standard_normal", lambda *_: nhwc(noise(index))
-    )
+    monkeypatch.setattr(samplers.base, "standard_normal", lambda *_: nhwc(noise(index)))
     denoiser = clip_if(clip == "clip1")(denoisers.from_network(apply, None, SCHEDULE))
     state = samplers.SamplerState(nhwc(GOLDEN["x_t"]))
     sampler = samplers.ddpm(SCHEDULE, VARIANCE[variance])

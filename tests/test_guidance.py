@@ -15,7 +15,7 @@ from ddpm_jax.diffusion import (
     schedules,
     timesteps,
 )
-from ddpm_jax.diffusion.sampling import sample
+from ddpm_jax.diffusion.samplers.loop import sample
 
 SCHEDULE = schedules.linear()
 NULL = 10

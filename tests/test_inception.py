@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from ddpm_jax.evaluation import inception, resize, weights
+from ddpm_jax.metrics.features import inception, inception_weights, resize
 
 GOLDEN = np.load("tests/data/inception.npz")
 LAYERS = Path("tests/data/inception_layers.txt").read_text().splitlines()
@@ -180,11 +180,13 @@ def test_what_every_convention_keeps(convention):
 def publish(monkeypatch, path, tensors):
     """A stand-in for the published file, whose pickle only PyTorch could read."""
     path.write_bytes(b"pickle")
-    monkeypatch.setattr(weights, "SHA256", hashlib.sha256(b"pickle").hexdigest())
-    read = weights.read_tensors
+    monkeypatch.setattr(
+        inception_weights, "SHA256", hashlib.sha256(b"pickle").hexdigest()
+    )
+    read = inception_weights.read_tensors
     content = tensors | {"Mixed_5b.branch1x1.bn.num_batches_tracked": np.int64(1)}
     monkeypatch.setattr(
-        weights, "read_tensors", lambda p: content if p == path else read(p)
+        inception_weights, "read_tensors", lambda p: content if p == path else read(p)
     )
     return path
 
@@ -192,49 +194,53 @@ def publish(monkeypatch, path, tensors):
 def test_published_and_converted_weights(tensors, tmp_path, monkeypatch):
     published = publish(monkeypatch, tmp_path / "inception.pth", tensors)
     converted = tmp_path / "inception.safetensors"
-    loaded = weights.load_weights(published)
-    weights.convert_weights(published, converted)
+    loaded = inception_weights.load_weights(published)
+    inception_weights.convert_weights(published, converted)
     assert sorted(tmp_path.iterdir()) == [published, converted]
     published.unlink()
     for again in (
         loaded,
-        weights.load_weights(converted),
-        weights.load_weights(published),  # its conversion lies next to it
+        inception_weights.load_weights(converted),
+        inception_weights.load_weights(published),  # its conversion lies next to it
     ):
         assert again.keys() == tensors.keys()
         for name, tensor in tensors.items():
             np.testing.assert_array_equal(again[name], tensor)
 
-    monkeypatch.setattr(weights, "SHA256", "0" * 64)
+    monkeypatch.setattr(inception_weights, "SHA256", "0" * 64)
     with pytest.raises(OSError, match="not a conversion of the published weights"):
-        weights.load_weights(converted)
+        inception_weights.load_weights(converted)
     with converted.open("r+b") as file:
         file.truncate(1_000_000)
     with pytest.raises(OSError, match="may be damaged"):
-        weights.load_weights(converted)
+        inception_weights.load_weights(converted)
 
 
 def test_any_other_file_is_refused_unread(tmp_path, monkeypatch):
     content = bytes(1000)
-    monkeypatch.setattr(weights, "SHA256", hashlib.sha256(content).hexdigest())
-    monkeypatch.setattr(weights, "read_tensors", lambda path: pytest.fail("was read"))
+    monkeypatch.setattr(
+        inception_weights, "SHA256", hashlib.sha256(content).hexdigest()
+    )
+    monkeypatch.setattr(
+        inception_weights, "read_tensors", lambda path: pytest.fail("was read")
+    )
     file = tmp_path / "inception.pth"
     for other in (content[:-1], b"\1" + content[1:]):  # cut off, changed
         file.write_bytes(other)
         with pytest.raises(OSError, match=f"{len(other)} bytes.*not 95628359") as error:
-            weights.load_weights(file)
-        assert weights.SHA256 in str(error.value)
+            inception_weights.load_weights(file)
+        assert inception_weights.SHA256 in str(error.value)
         with pytest.raises(OSError, match="not the published file"):
-            weights.convert_weights(file, tmp_path / "out.safetensors")
+            inception_weights.convert_weights(file, tmp_path / "out.safetensors")
     assert list(tmp_path.iterdir()) == [file]
 
 
 def test_absent_file_and_wrong_name(tmp_path):
     with pytest.raises(OSError, match="give its path") as error:
-        weights.load_weights(tmp_path / "none.pth")
-    assert all(url in str(error.value) for url in weights.URLS)
+        inception_weights.load_weights(tmp_path / "none.pth")
+    assert all(url in str(error.value) for url in inception_weights.URLS)
     with pytest.raises(OSError, match="must end in .safetensors"):
-        weights.convert_weights(tmp_path / "none.pth", tmp_path / "out.npz")
+        inception_weights.convert_weights(tmp_path / "none.pth", tmp_path / "out.npz")
 
 
 @pytest.mark.parametrize(
@@ -256,10 +262,10 @@ def test_tensors_of_another_network(tensors, tmp_path, monkeypatch, change, mess
         inception.make_inception(changed)
     file = publish(monkeypatch, tmp_path / "inception.pth", changed)
     with pytest.raises(OSError, match=f"inception.pth: .*{message}"):
-        weights.load_weights(file)
+        inception_weights.load_weights(file)
 
 
 def test_other_safetensors_are_refused(tmp_path):
     save_file({"a": np.zeros(1, np.float32)}, tmp_path / "other.safetensors")
     with pytest.raises(OSError, match="unknown: a"):
-        weights.load_weights(tmp_path / "other.safetensors")
+        inception_weights.load_weights(tmp_path / "other.safetensors")

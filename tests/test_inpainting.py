@@ -7,7 +7,7 @@ import pytest
 from exact import SAMPLERS, Counter, correlated, image_keys, measured, normal, pixels
 
 from ddpm_jax.diffusion import editing, samplers, schedules, timesteps
-from ddpm_jax.diffusion.sampling import sample
+from ddpm_jax.diffusion.samplers.loop import sample
 
 SCHEDULE = schedules.linear()
 DENOISER = pixels(SCHEDULE, 0.3, 0.5)

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from ddpm_jax.diffusion import schedules
 from ddpm_jax.interop import diffusers, ermongroup, names, openai, unet2d
 from ddpm_jax.interop.layout import make_entries
-from ddpm_jax.interop.pretrained import open_pretrained
+from ddpm_jax.interop.published import open_pretrained
 from ddpm_jax.interop.tensors import read_tensors
 from ddpm_jax.networks import unet
 

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from ddpm_jax.interop import openai
-from ddpm_jax.interop.pretrained import open_pretrained
+from ddpm_jax.interop.published import open_pretrained
 from ddpm_jax.networks import layers, unet
 
 TOLERANCE = {"rtol": 1e-12, "atol": 1e-12}

@@ -6,7 +6,7 @@ import pytest
 from exact import SAMPLERS, correlated, image_keys, measured, normal, pixels
 
 from ddpm_jax.diffusion import inverse, samplers, schedules, timesteps
-from ddpm_jax.diffusion.sampling import sample
+from ddpm_jax.diffusion.samplers.loop import sample
 
 SHAPE = (3, 4, 4, 3)
 HIDDEN = jnp.arange(48).reshape(4, 4, 3) % 3 != 1

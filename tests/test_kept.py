@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_jax.data import folder, kept, manifest, sources
+from ddpm_jax.data import arrays, folders, kept, manifest
+from ddpm_jax.data.base import Origin, gather
+from ddpm_jax.data.batches import make_batch_fn
 from ddpm_jax.data.kept import keep
-from ddpm_jax.data.pipeline import make_batch_fn
-from ddpm_jax.data.source import Origin, gather
 
 GIGA = 1e-9
 
@@ -227,12 +227,12 @@ def pictures(place):
 
 def checked(path, monkeypatch, **options):
     """Opens a folder; returns it with the names of the files that were read."""
-    read, fault = [], folder._fault
+    read, fault = [], folders._fault
     with monkeypatch.context() as context:
         context.setattr(
-            folder, "_fault", lambda path: (read.append(path.name), fault(path))[1]
+            folders, "_fault", lambda path: (read.append(path.name), fault(path))[1]
         )
-        return sources.folder(path, 16, **options), sorted(read)
+        return arrays.folder(path, 16, **options), sorted(read)
 
 
 def test_a_start_reads_only_what_changed(pictures, monkeypatch):
@@ -283,7 +283,7 @@ def test_a_machine_that_fails_makes_no_image_corrupt(
     with monkeypatch.context() as context:
         context.setattr(Image, "open", fail)
         with pytest.raises(type(error)) as raised:
-            sources.folder(pictures, 16, on_error=on_error)
+            arrays.folder(pictures, 16, on_error=on_error)
     if isinstance(error, OSError):
         assert raised.value.filename == str(pictures / "05.jpg")
     source, read = checked(pictures, monkeypatch)
@@ -299,7 +299,7 @@ def test_a_fault_within_an_image_is_its_own(pictures, monkeypatch):
 
     monkeypatch.setattr(Image, "open", astray)
     with pytest.raises(ValueError, match=r"cannot read .*00.jpg \(.*Invalid argument"):
-        sources.folder(pictures, 16)
+        arrays.folder(pictures, 16)
 
 
 def test_an_interrupted_check_goes_on(pictures, monkeypatch):
@@ -335,8 +335,8 @@ def test_where_nothing_can_be_remembered_all_is_read(pictures, monkeypatch, tmp_
 
 def test_draft_changes_pixels_a_little_and_its_name(pictures):
     for size, most in ((8, 6), (30, 0), (32, 0)):  # 48 wide: not twice of 30
-        plain = sources.folder(pictures, size)
-        draft = sources.folder(pictures, size, draft=True)
+        plain = arrays.folder(pictures, size)
+        draft = arrays.folder(pictures, size, draft=True)
         assert plain.origin().name != draft.origin().name
         images = [gather(x, np.arange(12))[0].astype(int) for x in (plain, draft)]
         apart = np.abs(images[0] - images[1])
@@ -346,18 +346,18 @@ def test_draft_changes_pixels_a_little_and_its_name(pictures):
 def test_draft_knows_images_that_lie_on_their_side(place):
     pixels = np.random.default_rng(0).integers(0, 256, (64, 256, 3), np.uint8)
     exif = Image.Exif()
-    exif[folder.ORIENTATION] = 6
+    exif[folders.ORIENTATION] = 6
     Image.fromarray(pixels).save(place / "0.jpg", exif=exif)
     # 64 wide when turned: twice 32 leaves nothing to decode smaller.
     images = [
-        sources.folder(place, (16, 32), draft=draft)[0][0] for draft in (False, True)
+        arrays.folder(place, (16, 32), draft=draft)[0][0] for draft in (False, True)
     ]
     np.testing.assert_array_equal(*images)
 
 
 def test_a_folder_and_its_file_give_the_same_batches(pictures):
-    source = sources.folder(pictures, 16)
-    made = kept.keep(sources.folder(pictures, 16), 0.0, say=lambda text: None)
+    source = arrays.folder(pictures, 16)
+    made = kept.keep(arrays.folder(pictures, 16), 0.0, say=lambda text: None)
     for step in (0, 1, 5):
         batches = [make_batch_fn(x, 8, flip=True)(step) for x in (source, made)]
         for key in batches[0]:

@@ -21,10 +21,12 @@ from jobs import SMALL, environment, final_state
 from PIL import Image
 
 import ddpm_jax
-from ddpm_jax import cli, config, experiment, runs
 from ddpm_jax import sample as sampling_main
 from ddpm_jax import train as training_main
-from ddpm_jax.config import ConfigError
+from ddpm_jax.cli import command as cli
+from ddpm_jax.experiment import build, config
+from ddpm_jax.experiment import run as runs
+from ddpm_jax.experiment.config import ConfigError
 from ddpm_jax.files import read_arrays
 
 TINY = (*SMALL, "train.log_every=2", "train.sample_every=6")
@@ -241,7 +243,7 @@ def test_bits_are_asked_for_before_devices_are_found(monkeypatch):
     assert os.environ["XLA_FLAGS"] == f"--of_others {training_main.DETERMINISTIC}"
     monkeypatch.setenv("XLA_FLAGS", "")
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    options = experiment.train_options(config.load(args.config, args.overrides))
+    options = build.train_options(config.load(args.config, args.overrides))
     with pytest.raises(ConfigError, match="set XLA_FLAGS=--xla_gpu_deterministic_ops"):
         training_main._check_deterministic(options)
 
@@ -341,11 +343,12 @@ def test_mistakes_of_sampling(workdir, here, arguments, message):
 
 
 def test_the_programmatic_way(workdir):
-    from ddpm_jax.diffusion import denoisers, samplers, sampling, timesteps
+    from ddpm_jax.diffusion import denoisers, samplers, timesteps
+    from ddpm_jax.diffusion.samplers import loop
 
     run, params = ddpm_jax.load(workdir)
     sample_fn = jax.jit(
-        sampling.make_sample_fn(
+        loop.make_sample_fn(
             run.network.apply,
             run.schedule,
             samplers.ddim(run.schedule, eta=0.0),
@@ -355,7 +358,7 @@ def test_the_programmatic_way(workdir):
             transform=lambda denoiser: denoisers.clip(denoiser, run.schedule),
         )
     )
-    keys, labels = experiment.sample_keys(0, 4), np.arange(4)
+    keys, labels = build.sample_keys(0, 4), np.arange(4)
     images = sample_fn(params, keys, labels)
     np.testing.assert_allclose(images, run.sample_fn(params, keys, labels), atol=1e-5)
     with pytest.raises(AttributeError):

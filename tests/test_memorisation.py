@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax.data.images import grid
-from ddpm_jax.evaluation.memorisation import memorisation, pairs
+from ddpm_jax.metrics.memorisation import memorisation, pairs
 
 
 def normal(seed, *shape):

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from tiny import tiny
 
-from ddpm_jax import cli, config, experiment, plan, train
+from ddpm_jax import train
+from ddpm_jax.cli import command
+from ddpm_jax.experiment import build, config, plan
 
 TINY = tiny("network.attention_resolutions=()")
-OPTIONS = experiment.TrainOptions(num_steps=1000)
+OPTIONS = build.TrainOptions(num_steps=1000)
 PARAMETERS = 35_746_307  # of the CIFAR-10 network of Ho et al. (2020)
 
 
@@ -32,7 +34,7 @@ def conv(x, kernel, stride=1, padding="SAME"):
 def plan_of(*changes, batch_size=16, devices=1, num_microbatches=1):
     settings = config.override(TINY, changes)
     options = OPTIONS._replace(num_microbatches=num_microbatches)
-    return plan.plan(experiment.build(settings), options, batch_size, devices)
+    return plan.plan(build.build(settings), options, batch_size, devices)
 
 
 def test_cifar():
@@ -41,7 +43,7 @@ def test_cifar():
     Less those of convolving doubled images, where of 9 taps 4 are taken.
     """
     settings = config.load("configs/cifar.py")
-    made = plan.plan(experiment.build(settings), OPTIONS, 16, 8)
+    made = plan.plan(build.build(settings), OPTIONS, 16, 8)
     assert made.num_params == PARAMETERS and made.part == 2
     assert made.memory["parameters"] == made.memory["their average"] == 4 * PARAMETERS
     assert 0 < made.memory["optimizer"] - 8 * PARAMETERS <= 16
@@ -183,8 +185,8 @@ def main(monkeypatch, capsys):
     def run(*given):
         monkeypatch.setattr(sys, "argv", ["train", *given])
         with pytest.raises(SystemExit) as exit:
-            parser = train.add_arguments(cli.parser(train.__doc__))
-            cli.run(train.main, cli.parse_config(parser))
+            parser = train.add_arguments(command.parser(train.__doc__))
+            command.run(train.main, command.parse_config(parser))
         return exit.value.code, "".join(capsys.readouterr())
 
     return run

@@ -11,13 +11,7 @@ import pytest
 from PIL import Image
 
 from ddpm_jax.scoring.plots import plot, plot_distances
-from ddpm_jax.scoring.report import (
-    Score,
-    load,
-    merge,
-    save,
-    table,
-)
+from ddpm_jax.scoring.report import Score, load, merge, save, table
 
 
 def score(subject, metric, value, error=None, *warnings, calls=None, **protocol):

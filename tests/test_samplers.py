@@ -9,7 +9,7 @@ import pytest
 
 from ddpm_jax.diffusion import samplers, schedules, timesteps
 from ddpm_jax.diffusion.process import Prediction
-from ddpm_jax.diffusion.sampling import sample
+from ddpm_jax.diffusion.samplers.loop import sample
 
 MEAN, STD = 0.3, 0.5
 SHAPE = (32, 32, 32, 1)  # 32,768 independent pixels

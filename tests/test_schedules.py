@@ -5,15 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.diffusion import (
-    bound,
-    denoisers,
-    editing,
-    process,
-    samplers,
-    sampling,
-    schedules,
-)
+from ddpm_jax.diffusion import bound, denoisers, editing, process, samplers, schedules
+from ddpm_jax.diffusion.samplers import loop
 
 MAKERS = ["linear", "quadratic", "sigmoid", "constant", "cosine"]
 
@@ -170,7 +163,7 @@ READERS = {
     "perturb": lambda t: editing.perturb(SCHEDULE, KEYS, ONES, t),
     "prior": lambda t: bound.prior(SCHEDULE, ONES, t),
     "network": lambda t: denoisers.from_network(NETWORK, None, SCHEDULE)(ONES, t),
-    "sampler": lambda t: sampling.make_sample_fn(
+    "sampler": lambda t: loop.make_sample_fn(
         NETWORK, SCHEDULE, samplers.ddim(SCHEDULE), np.array([t, 0]), (1,)
     ),
     "bound": lambda t: bound.make_bound(NETWORK, SCHEDULE, np.array([t, 1, 0])),

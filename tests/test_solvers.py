@@ -7,9 +7,9 @@ import pytest
 
 from ddpm_jax.diffusion import samplers, schedules
 from ddpm_jax.diffusion.process import from_x_0
-from ddpm_jax.diffusion.samplers import sampler
+from ddpm_jax.diffusion.samplers import base
+from ddpm_jax.diffusion.samplers.adams_bashforth import adams_bashforth
 from ddpm_jax.diffusion.samplers.dpm_solver import averages
-from ddpm_jax.diffusion.samplers.plms import adams_bashforth
 
 SCHEDULE = schedules.cosine()
 T, U, S, R = 800, 520, 370, 300  # four times, of uneven steps
@@ -76,7 +76,7 @@ def test_dpmpp_2m_is_algorithm_2(x64):
 
 def test_sde_dpmpp_2m(x64, monkeypatch):
     """Of Lu et al. (2022), Section 5 and Appendix: with e^-2h, and noise."""
-    monkeypatch.setattr(sampler, "standard_normal", lambda keys, x: jnp.asarray(NOISE))
+    monkeypatch.setattr(base, "standard_normal", lambda keys, x: jnp.asarray(NOISE))
     expected, x, before = [], X_T, None
     for t, s in [(T, U), (U, S), (S, R)]:
         x_0 = D = predicted(x, t)
@@ -103,7 +103,7 @@ def average(function, h, growth):
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_dpmpp_3m_integrates_the_parabola(x64, monkeypatch, eta):
     """Its third step: Lagrange's parabola in λ under the exact weights of Eq. 8."""
-    monkeypatch.setattr(sampler, "standard_normal", lambda keys, x: jnp.asarray(0 * x))
+    monkeypatch.setattr(base, "standard_normal", lambda keys, x: jnp.asarray(0 * x))
     states = [X_T, *walk(samplers.dpmpp_3m(SCHEDULE, eta), T, U, S, R)]
     nodes = [levels(t)[2] for t in (T, U, S)]
     values = [predicted(x, t) for x, t in zip(states, (T, U, S), strict=False)]
@@ -170,7 +170,7 @@ def test_heun_is_algorithm_1(x64):
 
 def test_churn_raises_the_noise_level(x64, monkeypatch):
     """Algorithm 2: level <- level (1 + churn), S_noise times as much noise, S_tmin."""
-    monkeypatch.setattr(sampler, "standard_normal", lambda keys, x: jnp.asarray(NOISE))
+    monkeypatch.setattr(base, "standard_normal", lambda keys, x: jnp.asarray(NOISE))
     seen = []
     spy = lambda x, t: seen.append((x, t)) or denoiser(x, jnp.asarray(t))
     state = samplers.SamplerState(jnp.asarray(X_T))
@@ -240,7 +240,7 @@ def test_the_first_step_is_ddim(x64, make, eta):
 
 def test_the_score_samplers_are_euler_steps(x64, monkeypatch):
     """Song et al. (2021), Eq. 6 and 13, with ∫ β = log(alpha_s^2 / alpha_t^2)."""
-    monkeypatch.setattr(sampler, "standard_normal", lambda keys, x: jnp.asarray(NOISE))
+    monkeypatch.setattr(base, "standard_normal", lambda keys, x: jnp.asarray(NOISE))
     (alpha_t, sigma_t, _), alpha_s = levels(T), levels(U)[0]
     area = 2 * np.log(alpha_s / alpha_t)
     score = -(X_T - alpha_t * predicted(X_T, T)) / sigma_t**2

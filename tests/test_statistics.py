@@ -6,9 +6,9 @@ import json
 import numpy as np
 import pytest
 
-from ddpm_jax.evaluation import statistics
-from ddpm_jax.evaluation.extractors import Outputs
 from ddpm_jax.files import read_arrays, whole
+from ddpm_jax.metrics import statistics
+from ddpm_jax.metrics.features.base import Outputs
 
 NUM, DIM = 60, 4
 PROTOCOL = {
@@ -110,10 +110,10 @@ def test_features_of_many_dimensions_have_no_gaussian(path, monkeypatch):
 
 def test_products_are_of_many_rows(monkeypatch):
     rows = []
-    update = statistics.moments.update
+    update = statistics.frechet.update
     monkeypatch.setattr(statistics, "ROWS", 20)
     monkeypatch.setattr(
-        statistics.moments,
+        statistics.frechet,
         "update",
         lambda moments, x: rows.append(len(x)) or update(moments, x),
     )

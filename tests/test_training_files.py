@@ -16,8 +16,8 @@ import pytest
 
 from ddpm_jax.training.checkpoints import Checkpoints
 from ddpm_jax.training.meter import Meter, NonFiniteError
-from ddpm_jax.training.state import TrainState
-from ddpm_jax.training.writers import Writer
+from ddpm_jax.training.step import TrainState
+from ddpm_jax.training.trackers import Writer
 
 
 def state(step, value=1.0):

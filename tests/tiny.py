@@ -5,7 +5,8 @@ import argparse
 import jax
 import numpy as np
 
-from ddpm_jax import cli, config
+from ddpm_jax.cli import command
+from ddpm_jax.experiment import config
 
 TINY = (
     "network.channels=8",
@@ -35,7 +36,7 @@ def random_params(built, seed=0):
 
 def call(main, *given):
     """Runs a main within this process."""
-    parser = main.add_arguments(cli.parser(main.__doc__))
+    parser = main.add_arguments(command.parser(main.__doc__))
     overrides = [str(g)[9:] for g in given if str(g).startswith("--config.")]
     args = [str(g) for g in given if not str(g).startswith("--config.")]
     args = parser.parse_args(args, argparse.Namespace(overrides=overrides))

@@ -8,13 +8,13 @@ whichever takes longer. Neither was measured on a chip.
 import sys
 from typing import Any, NamedTuple
 
-from ddpm_jax import experiment as experiments
-from ddpm_jax import plan as plans
 from ddpm_jax.compiled import breakdown, programs, topologies
 from ddpm_jax.compiled.programs import Compiled
 from ddpm_jax.compiled.topologies import Topology
-from ddpm_jax.config import ConfigError
-from ddpm_jax.plan import Plan
+from ddpm_jax.experiment import build as experiments
+from ddpm_jax.experiment import plan as plans
+from ddpm_jax.experiment.config import ConfigError
+from ddpm_jax.experiment.plan import Plan
 
 NUM_SAMPLES = 50_000  # what FID takes
 FEW = 8  # images: below, the compiler makes a batch of strips of them

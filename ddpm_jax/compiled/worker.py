@@ -9,12 +9,12 @@ import sys
 import jax
 import numpy as np
 
-from ddpm_jax import experiment as experiments
 from ddpm_jax.compiled import programs, topologies
-from ddpm_jax.config import ConfigError
+from ddpm_jax.distributed import devices as parallel
 from ddpm_jax.errors import one_line
-from ddpm_jax.experiment import Experiment, TrainOptions
-from ddpm_jax.training import parallel
+from ddpm_jax.experiment import build as experiments
+from ddpm_jax.experiment.build import Experiment, TrainOptions
+from ddpm_jax.experiment.config import ConfigError
 
 
 def lower_training(

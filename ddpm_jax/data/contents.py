@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ddpm_jax.data.base import Source, digest, labels_of
 from ddpm_jax.data.listing import in_words
-from ddpm_jax.data.source import Source, digest, labels_of
 
 
 class Contents(NamedTuple):

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ddpm_jax import cache as caches
-from ddpm_jax.data.source import ArraySource, Origin, Source, digest, gather
+from ddpm_jax.data.base import ArraySource, Origin, Source, digest, gather
 from ddpm_jax.files import locked, whole
 
 Say = Callable[[str], Any]

@@ -14,7 +14,7 @@ from pathlib import Path
 import PIL
 
 from ddpm_jax import cache
-from ddpm_jax.data.source import in_parallel
+from ddpm_jax.data.base import in_parallel
 from ddpm_jax.files import locked, whole
 
 Stamp = tuple[int, int]  # see `files.stamp_of`

@@ -9,11 +9,11 @@ from ddpm_jax.diffusion import (
     losses,
     process,
     samplers,
-    sampling,
     schedules,
     timesteps,
     variances,
 )
+from ddpm_jax.diffusion.samplers import loop as sampling
 
 __all__ = [
     "bound",

@@ -24,9 +24,9 @@ from ddpm_jax.diffusion.process import (
     forward_variance,
     from_eps,
 )
-from ddpm_jax.diffusion.samplers import Sampler, SamplerState, sampler
-from ddpm_jax.diffusion.samplers.ddim import mean
-from ddpm_jax.diffusion.sampling import sample
+from ddpm_jax.diffusion.samplers import Sampler, SamplerState, base
+from ddpm_jax.diffusion.samplers.first_order import mean
+from ddpm_jax.diffusion.samplers.loop import sample
 from ddpm_jax.diffusion.schedules import (
     Schedule,
     Times,
@@ -129,7 +129,7 @@ def perturb(schedule: Schedule, keys: Array, images: Images, t: Times) -> Images
       images: in [-1, 1], [batch, ...].
       t: the time to begin at; the later, the freer the result.
     """
-    return diffuse(schedule, images, t, sampler.standard_normal(keys, images))
+    return diffuse(schedule, images, t, base.standard_normal(keys, images))
 
 
 def inpaint(
@@ -176,7 +176,7 @@ def resample(inner: Sampler, schedule: Schedule) -> Sampler:
         def up():
             ratio = alpha_sigma(schedule, s)[0] / alpha_sigma(schedule, t)[0]
             std = jnp.sqrt(forward_variance(schedule, s, t))
-            x_s = ratio * state.x + std * sampler.standard_normal(keys, state.x)
+            x_s = ratio * state.x + std * base.standard_normal(keys, state.x)
             nothing = jax.eval_shape(down)[1]
             return inner.init(x_s), jax.tree.map(jnp.zeros_like, nothing)
 

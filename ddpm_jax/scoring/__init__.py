@@ -1,1 +1,1 @@
-"""What a model scores: composes experiment and evaluation; results, tables, plots."""
+"""What a model scores: composes experiment and metrics; results, tables, plots."""

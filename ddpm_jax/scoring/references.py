@@ -6,15 +6,15 @@ from typing import Any
 import jax
 
 from ddpm_jax import cache, datasets
-from ddpm_jax.config import ConfigError
-from ddpm_jax.data.source import Source, in_memory
-from ddpm_jax.evaluation import statistics
-from ddpm_jax.evaluation.extractors import Extractor
-from ddpm_jax.evaluation.statistics import Statistics
-from ddpm_jax.scoring import subjects
-from ddpm_jax.scoring.store import key_of
-from ddpm_jax.scoring.subjects import Subject
-from ddpm_jax.training import processes
+from ddpm_jax.data.base import Source, in_memory
+from ddpm_jax.distributed import multihost
+from ddpm_jax.experiment.config import ConfigError
+from ddpm_jax.metrics import statistics
+from ddpm_jax.metrics.features.base import Extractor
+from ddpm_jax.metrics.statistics import Statistics
+from ddpm_jax.sampling.partial import key_of
+from ddpm_jax.scoring import image_sets
+from ddpm_jax.scoring.image_sets import Subject
 
 NUM_KEPT = 50_000  # features kept of a reference, for KID, precision and recall
 
@@ -33,7 +33,7 @@ def of_split(config: dict[str, Any], split: str, num: int | None = None) -> Subj
     source = images_of(config, split)
     names = ("name", "dataset")
     data = {name: config["data"][name] for name in names if name in config["data"]}
-    return subjects.of_source(f"data:{split}", source, num, data=data, split=split)
+    return image_sets.of_source(f"data:{split}", source, num, data=data, split=split)
 
 
 def images_of(config: dict[str, Any], split: str) -> Source:
@@ -70,14 +70,14 @@ def statistics_of(
     subject: Subject, extractor: Extractor, batch_size: int, num_kept: int = NUM_KEPT
 ) -> Statistics:
     """Returns the statistics of images, from the cache if they were made before."""
-    protocol = subjects.protocol(subject, extractor)
+    protocol = image_sets.protocol(subject, extractor)
     num_kept = min(num_kept, subject.num)
     key = key_of({**protocol, "num_kept": num_kept})
     path = cache.folder() / "references" / f"{key}.npz"
-    if processes.all_agree(path.is_file()):
+    if multihost.all_agree(path.is_file()):
         return statistics.load(path)
     try:
-        made = subjects.measure(subject, extractor, batch_size, num_kept)
+        made = image_sets.measure(subject, extractor, batch_size, num_kept)
     except ValueError as error:
         raise ConfigError(f"features of {subject.name}: {error}") from error
     made = made._replace(logits=None)  # of no use in a reference

@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 from ddpm_jax.files import whole
 from ddpm_jax.training import checksums, ranking
 from ddpm_jax.training.checksums import DamagedError
-from ddpm_jax.training.state import TrainState
+from ddpm_jax.training.step import TrainState
 
 
 # Orbax warns of what is meant here: a wait for the save before, arrays without devices.

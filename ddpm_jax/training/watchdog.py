@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 
-from ddpm_jax.training.processes import TRY_AGAIN
+from ddpm_jax.distributed.multihost import TRY_AGAIN
 
 
 class Watchdog(contextlib.AbstractContextManager):

@@ -17,13 +17,13 @@ the schedule that returns a `Sampler`, and what it remembers of earlier steps is
 state.
 """
 
-from ddpm_jax.diffusion.samplers.ddim import ddim, ddpm
+from ddpm_jax.diffusion.samplers.adams_bashforth import plms
+from ddpm_jax.diffusion.samplers.base import Sampler, SamplerState, standard_normal
 from ddpm_jax.diffusion.samplers.dpm_solver import dpmpp_2m, dpmpp_3m
-from ddpm_jax.diffusion.samplers.heun import heun
-from ddpm_jax.diffusion.samplers.plms import plms
-from ddpm_jax.diffusion.samplers.sampler import Sampler, SamplerState, standard_normal
-from ddpm_jax.diffusion.samplers.score import probability_flow, reverse_sde
-from ddpm_jax.diffusion.samplers.unipc import unipc
+from ddpm_jax.diffusion.samplers.edm import heun
+from ddpm_jax.diffusion.samplers.first_order import ddim, ddpm
+from ddpm_jax.diffusion.samplers.predictor_corrector import unipc
+from ddpm_jax.diffusion.samplers.sde import probability_flow, reverse_sde
 
 __all__ = [
     "Sampler",

@@ -21,14 +21,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ddpm_jax.diffusion.process import Images, from_x_0
-from ddpm_jax.diffusion.samplers.ddim import check_eta, move
-from ddpm_jax.diffusion.samplers.sampler import (
+from ddpm_jax.diffusion.samplers.base import (
     Past,
     Sampler,
     SamplerState,
     no_past,
     remember,
 )
+from ddpm_jax.diffusion.samplers.first_order import check_eta, move
 from ddpm_jax.diffusion.schedules import Schedule, Times, log_snr_change
 
 

@@ -1,0 +1,1 @@
+"""The command line: parsers, exit codes, and arguments that several mains share."""

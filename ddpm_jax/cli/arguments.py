@@ -1,0 +1,252 @@
+"""Arguments that several mains share: which model, and how to sample from it."""
+
+import argparse
+import functools
+import inspect
+from typing import Any
+
+import numpy as np
+
+from ddpm_jax.diffusion import samplers
+from ddpm_jax.distributed import multihost
+from ddpm_jax.experiment import build, config, load, run
+from ddpm_jax.experiment.config import ConfigError
+from ddpm_jax.experiment.load import Model
+from ddpm_jax.experiment.sections import call
+from ddpm_jax.interop import openai
+from ddpm_jax.metrics.features.base import Extractor
+from ddpm_jax.scoring import extractors
+
+# Where a sampler needs times of its own, unless others are asked for: Heun's steps must
+# not divide the noise level by much.
+SPACING = {"heun": "karras"}
+
+
+def add_model(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
+    """Adds the arguments that say which model; returns the group of which one is."""
+    one = parser.add_mutually_exclusive_group(required=True)
+    one.add_argument("--workdir", metavar="DIR", help="the folder of a run")
+    one.add_argument(
+        "--pretrained",
+        metavar="PATH",
+        help="a diffusers folder, a checkpoint of ermongroup/ddim or OpenAI, or a name "
+        "on the Hugging Face hub, such as google/ddpm-cifar10-32",
+    )
+    add = parser.add_argument
+    add("--weights", choices=["ema", "raw"], help="of a run (default: ema)")
+    add("--step", type=_step, help="of a checkpoint, or best (default: the latest)")
+    add(
+        "--openai",
+        metavar="KEY=VALUE,...",
+        help="what an unpublished checkpoint of OpenAI's code does not say, as in "
+        "image_size=64,num_heads=4,schedule=cosine,num_steps=4000",
+    )
+    return one
+
+
+def model(args: argparse.Namespace) -> Model:
+    """Opens the model that the arguments name, with their overrides of its config.
+
+    Raises:
+      ConfigError: for whatever the user can mend.
+      OSError: see `load.from_pretrained`.
+    """
+    trained = tuple(f"network.{key}" for key in load.READ_WITH)
+    if args.workdir is not None:
+        if args.openai is not None:
+            raise ConfigError("--openai belongs to --pretrained")
+        step = _same_step(args)
+        opened = load.from_run(args.workdir, args.weights != "raw", step)
+        trained += ("schedule.", "loss.predicts")
+    else:
+        if args.step is not None or args.weights is not None:
+            raise ConfigError("--step and --weights belong to --workdir")
+        if run.is_run(args.pretrained):
+            raise ConfigError(f"{args.pretrained} is a run: give it as --workdir")
+        settings = _openai_settings(args.openai)
+        opened = load.from_pretrained(
+            args.pretrained, settings, _image_shape(args.overrides)
+        )
+    for note in opened.notes:
+        multihost.on_first(functools.partial(print, note))
+    changed = config.override(opened.config, args.overrides)
+    for key, (was, _) in config.differences(opened.config, changed).items():
+        if key.startswith(trained):
+            raise ConfigError(f"config.{key}: the model was trained with {was}")
+    return opened._replace(config=changed)
+
+
+def _same_step(args):
+    """The step of the checkpoint for all processes: a run may be saving meanwhile."""
+    with multihost.error_barrier():
+        run.read_config(args.workdir)
+        step = run.find_step(args.workdir, args.step)
+    return int(multihost.gather(str(step))[0])
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments that say how to sample."""
+    add = parser.add_argument
+    add("--seed", type=_seed, default=0, help="default: 0")
+    add("--labels", metavar="0,1,2", help="classes, repeated to fill --num")
+    add("--guidance_scale", type=float, help="0 unconditional, 1 conditional, or more")
+    add("--sampler", help="ddpm, ddim, dpmpp_2m, dpmpp_3m, unipc, heun, plms, …")
+    add("--steps", type=int, help="how many (a network call each; of heun, two)")
+    add(
+        "--timesteps",
+        help="trailing, leading, linspace, quadratic, log_snr_uniform or karras "
+        "(default: as the config says; for heun karras)",
+    )
+    add("--eta", type=float, help="of ddim, dpmpp_*: 0 is the ODE, 1 as noisy as ddpm")
+    add("--variance", help="of ddpm: fixed_small, fixed_large or learned_range")
+
+
+def add_batch_size(parser: argparse.ArgumentParser) -> None:
+    """Adds the argument that says how much a device treats at once."""
+    parser.add_argument(
+        "--batch_size",
+        type=int,
+        default=64,
+        help="images at a time on each device, as its memory allows (default: 64)",
+    )
+
+
+def sampling(settings: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
+    """Returns the model's config with what the arguments change in its sections.
+
+    Of another sampler or spacing than the config's, the settings go, but for overrides
+    and the number of steps.
+
+    Raises:
+      ConfigError: for an argument of another sampler.
+    """
+    name, spacing = args.sampler, args.timesteps
+    if spacing is None and "name" not in _overridden(args, "timesteps"):
+        asked = name
+        if name is None and "name" in _overridden(args, "sampler"):
+            asked = settings["sampler"]["name"]
+        spacing = SPACING.get(asked)
+    settings = _renamed(settings, args, "sampler", name)
+    settings = _renamed(settings, args, "timesteps", spacing, keep=("num_steps",))
+    sampler = {"eta": args.eta, "variance": args.variance}
+    called = settings["sampler"].get("name")
+    constructor = getattr(samplers, str(called), None)
+    if inspect.isfunction(constructor):
+        taken = inspect.signature(constructor).parameters
+        for key, value in sampler.items():
+            if value is not None and key not in taken:
+                raise ConfigError(f"--{key} does not belong to the sampler {called}")
+    changes = {
+        "sampler": sampler,
+        "timesteps": {"num_steps": args.steps},
+        "denoiser": {"guidance_scale": args.guidance_scale},
+    }
+    for section, values in changes.items():
+        given = {key: value for key, value in values.items() if value is not None}
+        settings = {**settings, section: settings.get(section, {}) | given}
+    return settings
+
+
+def _renamed(settings, args, section, name, keep=()):
+    """The config with a section under another name, if one was asked for."""
+    current, asked = settings.get(section, {}), _overridden(args, section)
+    if name in (None, current.get("name")) and "name" not in asked:
+        return {**settings, section: current}
+    if "" in asked:  # the section was given whole
+        asked, keep = {*current}, ()
+    name = current.get("name") if name is None else name
+    if name == "custom":  # which counts its steps itself
+        keep = ()
+    kept = {key: current[key] for key in current if key in asked or key in keep}
+    return {**settings, section: {**kept, "name": name}}
+
+
+def _overridden(args, section) -> set[str]:
+    """The keys of a section that --config.SECTION.KEY gives; "" for all of it."""
+    paths = (text.partition("=")[0].partition(".") for text in args.overrides)
+    return {key for first, _, key in paths if first == section}
+
+
+def labels(args: argparse.Namespace, num_classes: int, num: int) -> np.ndarray | None:
+    """Returns a class for each of `num` images, None where the model has none.
+
+    Raises:
+      ConfigError: for classes that the model has not.
+    """
+    if args.labels is None:
+        return build.sample_labels(num_classes, num)
+    if not num_classes:
+        raise ConfigError("--labels: this model has no classes")
+    try:
+        given = [int(label) for label in args.labels.split(",")]
+    except ValueError as error:
+        raise ConfigError("--labels must be whole numbers, as in 0,1,2") from error
+    if not all(0 <= label < num_classes for label in given):
+        raise ConfigError(f"--labels must be within 0 ... {num_classes - 1}")
+    return build.sample_labels(num_classes, num, given)
+
+
+def add_features(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments that say by which feature network."""
+    add = parser.add_argument
+    add(
+        "--features",
+        metavar="NAME",
+        help="inception, classifier, pixels, or a FILE.py that defines "
+        "make_features(image_shape) -> (params, apply); default: as the metrics ask",
+    )
+    add("--inception", metavar="FILE", help="its weights (default: downloaded once)")
+    add("--convention", help="of inception: tf, pytorch_fid or clean (default: tf)")
+
+
+def extractor(
+    args: argparse.Namespace, name: str, settings: dict[str, Any] | None
+) -> Extractor:
+    """Opens the feature network of that name, for the images of a config.
+
+    Raises:
+      ConfigError: see `extractors.open_extractor`; and for those of another network.
+      OSError: if the weights of the Inception network cannot be had.
+    """
+    for key in ("inception", "convention"):
+        if name != "inception" and getattr(args, key) is not None:
+            raise ConfigError(f"--{key} belongs to the features inception, not {name}")
+    given = args.inception, args.convention or "tf"
+    return extractors.open_extractor(name, settings, *given)
+
+
+def _step(text):
+    if text != "best" and not text.isdigit():
+        raise argparse.ArgumentTypeError("must be a whole number or best")
+    return text if text == "best" else int(text)
+
+
+def _seed(text):
+    if not text.isdigit() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError("must be a whole number from 0 to 2**63 - 1")
+    return int(text)
+
+
+def _openai_settings(text):
+    if text is None:
+        return None
+    pairs = [part.partition("=") for part in text.split(",")]
+    given = {key: config.literal(value) for key, _, value in pairs}
+    try:
+        if "image_size" not in given:
+            given = {"image_size": 0, **given}
+        settings = call(given, "openai", openai.Settings)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("config.openai", "--openai")) from error
+    if settings.image_size < 1:
+        raise ConfigError("--openai must say the image_size, as in image_size=64")
+    return settings
+
+
+def _image_shape(overrides):
+    """The shape of images among overrides, for a model that does not say."""
+    given = [text for text in overrides if text.startswith("image_shape=")]
+    if not given:
+        return None
+    shape = config.literal(given[-1].removeprefix("image_shape="))
+    return tuple(config.override({"image_shape": shape}, ())["image_shape"])

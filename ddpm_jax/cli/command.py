@@ -1,0 +1,249 @@
+"""What the mains share: processes, cached programs, and errors that people can read.
+
+Exit codes, for what starts them: 0 done; 1 a mistake, said in one line; 2 wrong usage;
+75 a process or a device was lost, so start again; 130 and 143 stopped by Ctrl-C and by
+SIGTERM, with all that was done saved.
+"""
+
+import argparse
+import contextlib
+import gc
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from typing import NoReturn
+
+import jax
+
+from ddpm_jax import cache
+from ddpm_jax.compiled.topologies import LIBTPU_FLAGS
+from ddpm_jax.distributed import multihost
+from ddpm_jax.errors import one_line
+from ddpm_jax.experiment import config
+from ddpm_jax.experiment.config import ConfigError
+from ddpm_jax.files import check_local
+from ddpm_jax.training.meter import NonFiniteError
+from ddpm_jax.version import VERSION
+
+
+def parser(description: str, **kwargs) -> argparse.ArgumentParser:
+    """Makes an argument parser with the arguments of every main."""
+    made = argparse.ArgumentParser(
+        allow_abbrev=False,
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        **kwargs,
+    )
+    made.set_defaults(overrides=[])
+    group = made.add_argument_group("several processes (all three, or none)")
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0")
+    group.add_argument("--num_processes", type=int, metavar="N")
+    group.add_argument("--process_id", type=int, metavar="I")
+    return made
+
+
+def parse_config(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Adds --config and --workdir, and parses them with overrides.
+
+    Returns:
+      The arguments; see `parse`.
+    """
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE.py[:VARIANT]",
+        help="the recipe, a Python file such as configs/digits.py",
+    )
+    parser.add_argument(
+        "--workdir",
+        metavar="DIR",
+        help="the run's folder (default: runs/<config name>)",
+    )
+    return parse(parser)
+
+
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Adds overrides --config.section.key=value, and parses.
+
+    Returns:
+      The arguments, with `overrides`, such as ["optimizer.learning_rate=1e-4"].
+    """
+    parser.add_argument(
+        "--config.SECTION.KEY",
+        dest="_",
+        metavar="VALUE",
+        help="change a value of the config, as in --config.data.batch_size=64",
+    )
+    args, rest = parser.parse_known_args(_joined(sys.argv[1:]))
+    for text in rest:
+        if not text.startswith(_OVERRIDE):
+            parser.error(f"unrecognized argument: {text}")
+    args.overrides = [text.removeprefix(_OVERRIDE) for text in rest]
+    return args
+
+
+_OVERRIDE = "--config."
+
+
+def _joined(argv):
+    """--config.key VALUE, written as two arguments, becomes --config.key=VALUE."""
+    joined = []
+    for text in argv:
+        is_open = joined and joined[-1].startswith(_OVERRIDE) and "=" not in joined[-1]
+        if is_open and not text.startswith("--"):
+            joined[-1] += f"={text}"
+        else:
+            joined.append(text)
+    return joined
+
+
+def run(
+    main: Callable[[argparse.Namespace], int | None],
+    args: argparse.Namespace,
+    before: Callable[[argparse.Namespace], None] = lambda args: None,
+) -> NoReturn:
+    """Runs a main and exits with its code, or with that of what went wrong.
+
+    Args:
+      main: what to run.
+      args: its arguments.
+      before: called with them first, before JAX looks for devices.
+    """
+    try:
+        _refuse_remote(args)
+        collect_rarely()
+        _limit_windows()
+        before(args)
+        _join(args)
+        _find_devices()
+        _cache_programs()
+        multihost.assert_equal({"ddpm_jax": VERSION, **_shared(sys.argv[1:])})
+        for path, later in config.undone(args.overrides):
+            told = f"warning: --config.{path} has no effect: --config.{later} follows"
+            multihost.on_first(lambda told=told: print(told))
+        code = main(args)
+    except KeyboardInterrupt:
+        code = _failed("interrupted", 130)
+    except (ConfigError, OSError, NonFiniteError, multihost.RemoteError) as error:
+        code = _failed(f"error: {one_line(error)}", 1)
+    except jax.errors.JaxRuntimeError as error:
+        code = _failed(*_of_device(error))
+    except Exception:  # a defect: no process must wait for this one
+        if jax.process_count() == 1:
+            raise
+        code = _failed(traceback.format_exc(), 1)
+    sys.exit(code)
+
+
+def collect_rarely() -> None:
+    """Lets Python look for circles of garbage after 100,000 new objects, not 700.
+
+    A traced network is a million objects that stay; to look through them time and again
+    took a fifth of the time to the first step of the CIFAR-10 recipe.
+    """
+    gc.set_threshold(100_000, 20, 100)
+
+
+def _refuse_remote(args) -> None:
+    """Refuses places on other machines, which would become folders of such a name."""
+    given = [text.partition("=")[2] for text in args.overrides]
+    for value in vars(args).values():
+        given += value if isinstance(value, list) else [value]
+    for value in given:
+        if isinstance(value, str):
+            check_local(value)
+
+
+def _find_devices() -> None:
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        asked = os.environ.get("JAX_PLATFORMS")
+        said = one_line(error).partition(" (set JAX_PLATFORMS")[0]
+        text = (
+            f"JAX finds no device{f' with JAX_PLATFORMS={asked}' if asked else ''}"
+            f"{f': {said}' if said else ''}; install '.[cuda]' or '.[tpu]' where there "
+            "is one, or give JAX_PLATFORMS=cpu"
+        )
+        if jax.distributed.is_initialized():  # nothing else can be asked of JAX now
+            print(f"error: {text}", file=sys.stderr, flush=True)
+            os._exit(1)
+        raise ConfigError(text) from error
+
+
+@contextlib.contextmanager
+def resumable() -> Iterator[None]:
+    """Says to who stops what is done within that it goes on later."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("the same command goes on from what is drawn so far", file=sys.stderr)
+        raise
+
+
+def _join(args) -> None:
+    try:
+        multihost.initialize(args.coordinator, args.num_processes, args.process_id)
+    except (ValueError, LookupError, RuntimeError) as error:
+        raise ConfigError(f"cannot join the processes: {one_line(error)}") from error
+
+
+def _shared(argv: list[str]) -> dict[str, str]:
+    """The arguments that are to be the same on all processes, by name."""
+    given, name = {}, "arguments"
+    for text in argv:
+        if text.startswith("--"):
+            name, _, text = text.partition("=")
+            given[name] = ""
+        given[name] = f"{given.get(name, '')} {text}".strip()
+    given.pop("--process_id", None)
+    return given
+
+
+def _failed(text: str, code: int) -> int:
+    """Says what went wrong; one of several processes ends here and now."""
+    try:
+        print(text, file=sys.stderr)
+    finally:  # also where nobody reads it any more
+        if jax.distributed.is_initialized() and jax.process_count() > 1:
+            multihost.abandon(code)
+    return code
+
+
+def _of_device(error: jax.errors.JaxRuntimeError) -> tuple[str, int]:
+    """What to say of an error of a device, and the code to exit with."""
+    status = str(error).partition(":")[0]
+    if status == "RESOURCE_EXHAUSTED":
+        return (
+            "error: the device has too little memory: make batches smaller (training: "
+            "data.batch_size, or train.num_microbatches larger, or network.remat=True; "
+            f"--plan tells what they take); {one_line(error)[:200]}",
+            1,
+        )
+    if jax.process_count() > 1:
+        return (
+            "error: another process or a device was lost: start all of them again; "
+            f"{one_line(error)[:200]}",
+            multihost.TRY_AGAIN,
+        )
+    said = traceback.format_exc()
+    if status not in _OF_MACHINES:
+        return said, 1
+    said += "error: a device failed: start the same command again"
+    return said, multihost.TRY_AGAIN
+
+
+# What is not the program's fault, among the states that XLA's errors begin with.
+_OF_MACHINES = ("INTERNAL", "UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED", "DATA_LOSS")
+
+
+def _limit_windows() -> None:
+    """Limits what the compiler for TPUs unrolls, unless the environment says how."""
+    os.environ.setdefault("LIBTPU_INIT_ARGS", LIBTPU_FLAGS)
+
+
+def _cache_programs() -> None:
+    """Keeps compiled programs between runs, unless the environment says where."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(cache.folder()))

@@ -1,0 +1,81 @@
+"""Heun's second order method on the probability-flow ODE (Karras et al. 2022).
+
+With noise level σ̂ = sigma / alpha and x̂ = x / alpha, the ODE is dx̂ / dσ̂ = eps. A step
+follows the mean of eps at its beginning and, after a trial step, at its end. With
+churn, noise is added before each step to raise σ̂ by a share, which makes it an SDE.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from ddpm_jax.diffusion.process import Images
+from ddpm_jax.diffusion.samplers import base
+from ddpm_jax.diffusion.samplers.base import Sampler, SamplerState
+from ddpm_jax.diffusion.samplers.first_order import mean, turn
+from ddpm_jax.diffusion.schedules import (
+    Schedule,
+    alpha_sigma,
+    ends_in_noise,
+    log_snr,
+    time_of,
+)
+
+
+def heun(
+    schedule: Schedule,
+    churn: float = 0.0,
+    churn_from: float = 0.0,
+    churn_to: float = float("inf"),
+    churn_noise: float = 1.0,
+) -> Sampler:
+    """Heun's method with optional churn (Karras et al. 2022, Algorithms 1 and 2).
+
+    A step is two network calls, the last one, to s = 0, one.
+
+    Args:
+      schedule: the noise schedule.
+      churn: γ, the share by which noise is added raises the noise level before each
+        step, in [0, √2 - 1]; the paper's S_churn is this times the number of steps.
+      churn_from: S_tmin, the least noise level sigma / alpha with churn.
+      churn_to: S_tmax, the greatest.
+      churn_noise: S_noise, the standard deviation of what is added.
+
+    Raises:
+      ValueError: for a churn, levels or noise outside their range, or churn of a
+        schedule of zero terminal SNR, whose noise level cannot be raised.
+    """
+    if not 0 <= churn <= 2**0.5 - 1:
+        raise ValueError(f"churn must lie in [0, 0.4142], got {churn}")
+    if not (0 <= churn_from < churn_to and 0 <= churn_noise < float("inf")):
+        raise ValueError(
+            "churn needs 0 <= churn_from < churn_to and a churn_noise of 0 or more, "
+            f"got {churn_from}, {churn_to} and {churn_noise}"
+        )
+    if churn and ends_in_noise(schedule):
+        raise ValueError("churn needs a schedule that leaves a signal at t = T")
+
+    def stir(keys, x: Images, t):
+        """Raises the noise of x at time t; returns it, and its time, not whole."""
+        level = jnp.exp(-log_snr(schedule, t) / 2)
+        within = (churn_from <= level) & (level <= churn_to)
+        time = time_of(schedule, -2 * jnp.log((1 + churn) * level))
+        alpha_t, _ = alpha_sigma(schedule, t)
+        alpha, sigma = alpha_sigma(schedule, time)
+        std = jnp.sqrt(jnp.maximum((sigma / alpha) ** 2 - level**2, 0.0))
+        noise = churn_noise * std * base.standard_normal(keys, x)
+        stirred = alpha * (x / alpha_t + noise)
+        return jnp.where(within, stirred, x), jnp.where(within, time, t)
+
+    def step(denoiser, keys, state, t, s):
+        x, t = stir(keys, state.x, t) if churn else (state.x, t)
+        prediction = denoiser(x, t)
+        x_s = mean(schedule, prediction, t, s, 0.0)
+
+        def correct(x_s):
+            eps = (prediction.eps + denoiser(x_s, s).eps) / 2
+            return turn(schedule, prediction, t, s, eps)
+
+        x_s = jax.lax.cond(jnp.asarray(s) > 0, correct, lambda x_s: x_s, x_s)
+        return SamplerState(x_s), prediction
+
+    return Sampler(SamplerState, step, calls=2)

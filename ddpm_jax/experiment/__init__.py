@@ -1,0 +1,1 @@
+"""The door: a config goes in, typed objects come out."""

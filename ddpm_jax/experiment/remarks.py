@@ -1,0 +1,39 @@
+"""What sections of a config must agree in, for a training that it is to describe.
+
+A model that was trained otherwise can still be sampled: only trainings are compared.
+"""
+
+from typing import Any
+
+from ddpm_jax import networks
+from ddpm_jax.data import images
+from ddpm_jax.diffusion import schedules
+from ddpm_jax.experiment.build import make_schedule, train_options
+from ddpm_jax.experiment.config import ConfigError
+from ddpm_jax.experiment.sections import attempt, make
+from ddpm_jax.training import optimizers
+
+
+def of_training(config: dict[str, Any]) -> list[str]:
+    """Returns, in a line each, what has no effect, or is odd but can be meant.
+
+    Raises:
+      ConfigError: for what cannot be meant.
+    """
+    options, image_shape = train_options(config), tuple(config["image_shape"])
+    if options.num_steps >= 2**31:
+        raise ConfigError(
+            f"config.train.num_steps must be below 2**31, got {options.num_steps}"
+        )
+    if options.sample_every and image_shape[2] not in images.CHANNELS:
+        raise ConfigError(
+            f"images of {image_shape[2]} channels cannot be drawn as pictures: give "
+            "--config.train.sample_every=0, or an image_shape of 1 or 3 channels"
+        )
+    rate = config.get("optimizer", {})
+    network = make(config, "network", networks, networks.Network)
+    return [
+        *attempt("optimizer", optimizers.remarks, options.num_steps, **rate),
+        *network.remarks(image_shape),
+        *schedules.remarks(make_schedule(config)),
+    ]

@@ -1,0 +1,277 @@
+"""The folder of a run: its config, its lock, and the model that was trained in it."""
+
+import fcntl
+import json
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ddpm_jax.data.contents import Contents
+from ddpm_jax.experiment import config
+from ddpm_jax.experiment.build import Experiment, build
+from ddpm_jax.experiment.config import ConfigError
+from ddpm_jax.files import whole
+from ddpm_jax.training.checkpoints import Checkpoints
+from ddpm_jax.training.checksums import DamagedError
+
+# What may change when a run goes on; anything else would make it another run. The
+# learning rate and clipping are there so that a run which diverged can be saved, its
+# decay so that it ends with a longer run, and
+# what costs computation instead of memory so that one can go on where there is less.
+# What rounds otherwise is among it, as other devices do: microbatches, steps of a call.
+MAY_CHANGE = (
+    "init_from",
+    "data.cache",
+    "data.data_dir",
+    "data.max_memory_gb",
+    "data.num_workers",
+    "data.prefetch",
+    "denoiser.",
+    "evaluation.",
+    "network.remat",
+    "optimizer.clip_norm",
+    "optimizer.decay",
+    "optimizer.learning_rate",
+    "sampler.",
+    "timesteps.",
+    "train.deterministic",
+    "train.num_microbatches",
+    "train.num_steps",
+    "train.log_every",
+    "train.save_every",
+    "train.sample_every",
+    "train.num_samples",
+    "train.keep",
+    "train.max_skipped",
+    "train.steps_per_call",
+    "train.timeout",
+)
+
+# What the data of a run hold, beside its config.
+_DATA = "data.json"
+
+# But not where checkpoints have scores, which would no longer compare.
+SCORED_BY = (
+    "denoiser.",
+    "evaluation.convention",
+    "evaluation.metric",
+    "evaluation.num",
+    "sampler.",
+    "timesteps.",
+)
+
+
+def read_config(workdir: str | Path) -> dict[str, Any]:
+    """Reads the config of a run.
+
+    Raises:
+      ConfigError: if the folder does not hold a run.
+    """
+    path = Path(workdir) / "config.json"
+    if not path.is_file():
+        for above in Path(workdir).resolve().parents[:2]:
+            if is_run(above):
+                raise ConfigError(
+                    f"{workdir} lies in the folder of a run: give {above}"
+                )
+        raise ConfigError(
+            f"{workdir} is not the folder of a run: no config.json in it (a published "
+            "model is given as --pretrained)"
+        )
+    try:
+        settings = json.loads(path.read_text())
+    except ValueError as error:
+        raise ConfigError(f"{path} is damaged ({error}): restore it") from error
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{path} is damaged (it holds no sections): restore it")
+    if "_class_name" in settings:
+        raise ConfigError(f"{workdir} is of diffusers: give it as --pretrained")
+    return settings
+
+
+def is_run(workdir: str | Path) -> bool:
+    """Returns whether a folder holds a run."""
+    folder = Path(workdir)
+    return (folder / "config.json").exists() and (folder / "checkpoints").exists()
+
+
+def has_checkpoint(workdir: str | Path) -> bool:
+    """Returns whether a folder holds a complete checkpoint."""
+    return any(path.name.isdigit() for path in Path(workdir, "checkpoints").glob("*"))
+
+
+def write(workdir: Path, settings: dict[str, Any], params) -> None:
+    """Writes the folder of a run that has not begun, with parameters trained before.
+
+    Raises:
+      OSError: if it cannot be written; nothing is left then.
+    """
+    settings = {"optimizer": {"name": "sgd"}, **settings}  # sgd: no moments to keep
+    partial = workdir.with_name(f".{workdir.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        with Checkpoints(partial / "checkpoints") as checkpoints:
+            checkpoints.save(build(settings).begin(params))
+        write_config(partial, settings)
+        partial.replace(workdir)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_config(workdir: Path, settings: dict[str, Any]) -> None:
+    """Writes the config of a run, whole or not at all."""
+    with whole(workdir / "config.json") as partial:
+        partial.write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def data_of(workdir: str | Path) -> Contents | None:
+    """Reads what the data of a run hold; None where that was not recorded.
+
+    Raises:
+      ConfigError: if the record is damaged.
+    """
+    path = Path(workdir, _DATA)
+    if not path.is_file():
+        return None
+    try:
+        return Contents(**json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{path} is damaged ({error}): delete it") from error
+
+
+def same_data(workdir: Path, contents: Contents) -> None:
+    """Compares the data with those that a run was begun with; records new ones.
+
+    Raises:
+      ConfigError: if they are others.
+    """
+    path, before = workdir / _DATA, data_of(workdir)
+    if before is None:
+        if has_checkpoint(workdir) and contents.classes != sorted(contents.classes):
+            raise ConfigError(
+                f"{workdir} was begun when classes were numbered alphabetically, now "
+                f"they are {', '.join(contents.classes[:4])}, …: choose another "
+                "--workdir, or name the folders so that both are the same, as 02 and 10"
+            )
+        with whole(path) as partial:
+            partial.write_text(json.dumps(contents._asdict(), indent=2) + "\n")
+        return
+    if changed := contents.changed_from(before):
+        raise ConfigError(
+            f"the data are not those that {workdir} was begun with: {changed}; put "
+            "them back, or choose another --workdir, or go on with these by deleting "
+            f"{path}"
+        )
+
+
+def changes(workdir: Path, settings: dict[str, Any]) -> list[str]:
+    """Returns, in words, what differs from the config that a run was begun with.
+
+    Raises:
+      ConfigError: if something differs that would make it another run, or if there are
+        checkpoints of an unknown config.
+    """
+    if not (workdir / "config.json").exists():
+        if has_checkpoint(workdir):
+            raise ConfigError(
+                f"{workdir} holds checkpoints, but no config.json that says of what: "
+                "choose another --workdir"
+            )
+        return []
+    before = read_config(workdir)
+    differences = config.differences(before, settings)
+    said = {
+        key: f"{key} is {old} there and {new} here"
+        for key, (old, new) in differences.items()
+    }
+    fixed = SCORED_BY if before.get("evaluation", {}).get("every") else ()
+    # Where it is known what the data hold, they may have moved.
+    moved = ("data.path",) if (workdir / _DATA).is_file() else ()
+    refused = [
+        text
+        for key, text in said.items()
+        if key.startswith(fixed) or not key.startswith((*MAY_CHANGE, *moved))
+    ]
+    if refused:
+        raise ConfigError(
+            f"{workdir} holds a run of another config ({'; '.join(refused)}): "
+            "choose another --workdir"
+        )
+    return [*said.values()]
+
+
+@contextmanager
+def lock(workdir: Path):
+    """Keeps a second run out of the folder while in use.
+
+    Raises:
+      ConfigError: if another run is in it.
+    """
+    with (workdir / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(f"another run is training in {workdir}") from error
+        yield
+
+
+def load(
+    workdir: str | Path,
+    settings: dict[str, Any] | None = None,
+    ema: bool = True,
+    step: int | str | None = None,
+) -> tuple[Experiment, Any]:
+    """Loads a trained model; a run that is still training is not disturbed.
+
+    Args:
+      workdir: the folder of a run.
+      settings: its config, changed in what does not touch the parameters, such as the
+        sampler; by default as it was trained.
+      ema: whether to return the averaged parameters or the raw ones.
+      step: of the checkpoint, "best" for that of the best score while training, by
+        default the latest.
+
+    Returns:
+      (experiment, params), as in `experiment.sample_fn(params, keys, labels)`.
+
+    Raises:
+      ConfigError: if the folder does not hold a run, or no such checkpoint.
+    """
+    experiment = build(read_config(workdir) if settings is None else settings)
+    return experiment, load_params(workdir, experiment, ema, step)
+
+
+def load_params(
+    workdir: str | Path,
+    experiment: Experiment,
+    ema: bool = True,
+    step: int | str | None = None,
+):
+    """Loads the parameters of a run's network, as `load`, for an experiment built."""
+    with _checkpoints(workdir) as checkpoints:
+        return checkpoints.restore_params(experiment.abstract_state(), ema, step)
+
+
+def find_step(workdir: str | Path, step: int | str | None = None) -> int:
+    """Returns the step of the checkpoint that `load` takes; raises as it does."""
+    with _checkpoints(workdir) as checkpoints:
+        return checkpoints.find(step)
+
+
+@contextmanager
+def _checkpoints(workdir):
+    """Yields the checkpoints of a run, to read."""
+    folder = Path(workdir) / "checkpoints"
+    if not folder.is_dir():
+        raise ConfigError(f"{workdir} has no checkpoints yet")
+    with Checkpoints(folder, read_only=True) as checkpoints:
+        try:
+            yield checkpoints
+        except DamagedError as error:
+            raise ConfigError(
+                f"{error}: take another with --step; {checkpoints.listed()}"
+            ) from error
+        except OSError as error:
+            raise ConfigError(str(error)) from error

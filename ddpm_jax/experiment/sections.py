@@ -1,0 +1,134 @@
+"""Calling constructors with the sections of a config, and saying what does not fit.
+
+A section is the keyword arguments of one constructor, chosen by `name` from a module:
+what the module defines with the right return type is what there is to choose from.
+"""
+
+import collections.abc
+import inspect
+import math
+import types
+import typing
+from collections.abc import Callable
+
+from ddpm_jax.errors import reason, unknown
+from ddpm_jax.experiment.config import ConfigError
+
+# What a constructor may raise over a value that it was given.
+REFUSALS = (ValueError, TypeError, ArithmeticError, LookupError, OSError)
+
+
+def choose(config, section: str, module: types.ModuleType, kind) -> Callable:
+    """Returns the constructor that a section names.
+
+    Args:
+      config: the config.
+      section: the section, whose `name` chooses.
+      module: where the constructors are.
+      kind: what they return, as annotated; a function that takes one is none.
+
+    Raises:
+      ConfigError: for an unknown name.
+    """
+    known = {
+        name: value
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and [k for k, v in getattr(value, "__annotations__", {}).items() if v is kind]
+        == ["return"]
+    }
+    name = config.get(section, {}).get("name")
+    if name not in known:
+        raise ConfigError(f"config.{section}: {unknown('name', str(name), known)}")
+    return known[name]
+
+
+def make(config, section: str, module: types.ModuleType, kind, *given):
+    """Calls the constructor that a section names, with the rest of the section.
+
+    Args:
+      config: the config.
+      section: the section.
+      module: where the constructors are.
+      kind: what they return, as annotated.
+      *given: their first arguments, which a config does not hold.
+
+    Raises:
+      ConfigError: for an unknown name or key, and for what the constructor refuses.
+    """
+    constructor = choose(config, section, module, kind)
+    settings = {k: v for k, v in config[section].items() if k != "name"}
+    return call(settings, section, constructor, *given)
+
+
+def call(settings, section: str, constructor: Callable, *given, also=(), **fixed):
+    """Calls a constructor with a section, whose keys must be its arguments.
+
+    Args:
+      settings: the section.
+      section: its name.
+      constructor: what to call.
+      *given: first arguments that do not come from the section.
+      also: keys of the section that are for something else, for the hint.
+      **fixed: further arguments that do not come from the section.
+
+    Raises:
+      ConfigError: for an unknown key or a value of another type, naming the key, and
+        for what the constructor refuses.
+    """
+    parameters = inspect.signature(constructor).parameters
+    is_open = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    accepted = {*list(parameters)[len(given) :], *also} - {*fixed}
+    for key, value in settings.items():
+        if key in accepted:
+            wanted = parameters[key].annotation
+            if not _fits(value, wanted):
+                raise ConfigError(
+                    f"config.{section}.{key} must be {_spoken(wanted)}, got {value!r}"
+                )
+        elif not is_open:
+            raise ConfigError(unknown(f"config.{section} key", key, accepted))
+    return attempt(section, constructor, *given, **settings, **fixed)
+
+
+def attempt(section: str, function: Callable, *args, **kwargs):
+    """Calls a function; what it refuses is the fault of a section.
+
+    Raises:
+      ConfigError: one line, beginning with the section.
+    """
+    try:
+        return function(*args, **kwargs)
+    except REFUSALS as error:
+        raise ConfigError(f"config.{section}: {reason(error)}") from error
+
+
+def _fits(value, wanted) -> bool:
+    """Whether a plain value is of an annotated type; any int is a float too."""
+    if isinstance(wanted, types.UnionType):
+        return any(_fits(value, each) for each in typing.get_args(wanted))
+    if typing.get_origin(wanted) is collections.abc.Sequence:
+        (each,) = typing.get_args(wanted)
+        return isinstance(value, (list, tuple)) and all(_fits(v, each) for v in value)
+    if wanted is inspect.Parameter.empty or not isinstance(wanted, type):
+        return True  # the constructor's own affair
+    if isinstance(value, bool):
+        return wanted is bool
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
+    return isinstance(value, (int, float) if wanted is float else wanted)
+
+
+def _spoken(wanted) -> str:
+    if isinstance(wanted, types.UnionType):
+        return " or ".join(_spoken(each) for each in typing.get_args(wanted))
+    if typing.get_origin(wanted) is collections.abc.Sequence:
+        return "a list, as in 1,2"
+    words = {
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        bool: "True or False",
+        types.NoneType: "None",
+    }
+    return words.get(wanted, str(wanted))

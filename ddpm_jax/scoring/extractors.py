@@ -1,0 +1,119 @@
+"""Which feature network: Inception, one trained in place, or the user's own."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from ddpm_jax import cache
+from ddpm_jax.data.base import gather
+from ddpm_jax.distributed import multihost
+from ddpm_jax.errors import unknown
+from ddpm_jax.experiment.config import ConfigError, function_of
+from ddpm_jax.experiment.sections import attempt
+from ddpm_jax.files import whole
+from ddpm_jax.metrics.features import base, classifier
+from ddpm_jax.metrics.features.base import Extractor, Outputs
+from ddpm_jax.sampling.partial import key_of
+from ddpm_jax.scoring import references
+
+MOST_IMAGES = 50_000  # that the classifier is trained on, evenly spread
+NAMES = ("inception", "classifier", "pixels", "FILE.py")
+
+
+def open_extractor(
+    name: str,
+    config: dict[str, Any] | None,
+    weights: str | None = None,
+    convention: str = "tf",
+) -> Extractor:
+    """Opens a feature network.
+
+    Args:
+      name: "inception"; "classifier", trained on the config's own images the first
+        time; "pixels"; or a Python file that defines make_features(image_shape) ->
+        (params, apply), with apply(params, uint8 images [batch, height, width,
+        channels]) -> features [batch, dim].
+      config: whose images it is for.
+      weights: the file of the Inception network's.
+      convention: how images come to its size (see `metrics.features.resize`).
+
+    Raises:
+      ConfigError: if there is no such network, or it cannot be trained.
+      OSError: if the weights cannot be read.
+    """
+    if name == "inception":
+        try:
+            return base.inception(weights, convention)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+    if name == "pixels":
+        return base.pixels()
+    if name == "classifier":
+        return base.classifier(multihost.of_first(_trained(config)))
+    if not name.endswith(".py"):
+        raise ConfigError(f"--features {name}: {unknown('network', name, NAMES)}")
+    return _from_file(name, config)
+
+
+def _trained(config):
+    """The parameters of a classifier of the config's images, made or of the cache."""
+    if config is None:
+        raise ConfigError("the classifier is trained on a data set: give --config")
+    source = references.images_of(config, "train")
+    if source.num_classes < 2:
+        raise ConfigError(
+            "these images have no classes to train a feature network on: give "
+            "--features inception"
+        )
+    num = min(len(source), MOST_IMAGES)
+    pictures, labels = gather(source, np.arange(num) * len(source) // num)
+    made_of = base.fingerprint((pictures, labels, source.num_classes))
+    key = key_of({"recipe": classifier.RECIPE, "images": made_of})
+    path = cache.folder() / "classifiers" / f"{key}.safetensors"
+    try:
+        return _nested(load_file(path))
+    except (FileNotFoundError, SafetensorError):  # not made yet, or cut off
+        params = attempt("data", classifier.fit, pictures, labels, source.num_classes)
+        with whole(path) as partial:
+            save_file(_flat(params), partial)
+        return params
+
+
+def _from_file(path, config):
+    if config is None:
+        raise ConfigError(f"--features {path} needs the size of images: give --config")
+    make_features = function_of(path, "make_features")
+    params, function = make_features(tuple(config["image_shape"]))
+    code = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    weights = base.fingerprint(params)
+    protocol = {"name": Path(path).stem, "code": code, "weights": weights}
+
+    def apply(params, images):
+        return Outputs(function(params, images))
+
+    return Extractor(protocol, params, apply)
+
+
+def _flat(tree):
+    """Arrays of a tree of dictionaries by their path, as safetensors has them."""
+    return {
+        "/".join(key.key for key in path): np.ascontiguousarray(leaf)
+        for path, leaf in jax.tree.leaves_with_path(tree)
+    }
+
+
+def _nested(arrays):
+    """The inverse of `_flat`."""
+    tree = {}
+    for name, array in arrays.items():
+        *path, last = name.split("/")
+        place = tree
+        for key in path:
+            place = place.setdefault(key, {})
+        place[last] = array
+    return tree

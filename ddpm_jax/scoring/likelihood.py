@@ -1,0 +1,144 @@
+"""Bits per dimension of images under a model."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from ddpm_jax.data import images
+from ddpm_jax.diffusion import bound, denoisers, likelihood, timesteps
+from ddpm_jax.distributed import devices
+from ddpm_jax.experiment import build as experiments
+from ddpm_jax.experiment.build import Experiment
+from ddpm_jax.experiment.config import ConfigError
+from ddpm_jax.metrics.features.base import fingerprint
+from ddpm_jax.scoring.image_sets import Subject
+from ddpm_jax.scoring.report import Score
+from ddpm_jax.scoring.results import Book
+
+
+class Bits(NamedTuple):
+    """A way to score images by a likelihood.
+
+    Attributes:
+      name: of the numbers.
+      fn: (params, keys, images in [-1, 1], labels or None) -> results, traced.
+      kind: the type of these results, a NamedTuple.
+      summarise: results -> (bits per dimension of each image, what else to tell).
+      protocol: what the numbers depend on.
+    """
+
+    name: str
+    fn: Callable
+    kind: type
+    summarise: Callable[..., tuple[np.ndarray, dict[str, float]]]
+    protocol: dict[str, Any]
+
+
+def bpd(run: Experiment, variance: str) -> Bits:
+    """The variational bound over all T steps, with clipped predictions.
+
+    Args:
+      run: the model.
+      variance: of its reverse steps, one of `variances.NAMES`.
+
+    Raises:
+      ValueError: if there is no such variance.
+    """
+    num_steps = run.schedule.num_steps
+    bound_fn = bound.make_bound(
+        run.network.apply,
+        run.schedule,
+        timesteps.trailing(run.schedule, num_steps),
+        run.predicts,
+        variance,
+        lambda denoiser: denoisers.clip(denoiser, run.schedule),
+    )
+
+    def summarise(scored):
+        decoder = np.mean(np.asarray(scored.steps[:, -1], np.float64))
+        parts = {"prior": float(np.mean(scored.prior)), "decoder": float(decoder)}
+        return scored.total(), parts
+
+    protocol = {"variance": variance, "clip": True, "num_steps": num_steps}
+    return Bits("bpd", bound_fn, bound.Bound, summarise, protocol)
+
+
+def ode_bpd(run: Experiment, tolerance: float) -> Bits:
+    """The likelihood by the probability-flow ODE, of dequantised images.
+
+    Args:
+      run: the model.
+      tolerance: of the solver, relative and absolute.
+    """
+    likelihood_fn = likelihood.make_likelihood(
+        run.network.apply, run.schedule, run.predicts, rtol=tolerance, atol=tolerance
+    )
+
+    def dequantized(params, keys, pictures, labels):
+        spread, probes = jax.vmap(jax.random.split, out_axes=1)(keys)
+        x = likelihood.dequantize(spread, pictures)
+        return likelihood_fn(params, probes, x, labels)
+
+    def summarise(scored):
+        bits = likelihood.bits_per_dimension(scored.log_density, run.image_shape)
+        return bits, {"solver_steps": float(np.mean(scored.num_steps))}
+
+    protocol = {"tolerance": tolerance, "dequantisation": "uniform"}
+    return Bits("ode_bpd", dequantized, likelihood.Likelihood, summarise, protocol)
+
+
+def score(
+    way: Bits,
+    run: Experiment,
+    params,
+    data: Subject,
+    seed: int,
+    book: Book,
+    batch_size: int,
+    **protocol,
+) -> Score:
+    """Scores real images under a model; what the book knows is not done again.
+
+    Args:
+      way: how.
+      run: the model.
+      params: of its network.
+      data: the images, and their labels if the model is conditional.
+      seed: of the noise.
+      book: where scores are kept.
+      batch_size: images at a time, on each device.
+      **protocol: what else the number depends on.
+
+    Raises:
+      ConfigError: if the images do not fit the model.
+    """
+    if run.num_classes and data.labels is None:
+        raise ConfigError(f"{way.name}: the model has classes, {data.name} has none")
+    protocol |= way.protocol
+    protocol |= {"params": fingerprint(params), "seed": seed, "images": data.protocol}
+    protocol |= {"split": data.name, "num": data.num}
+    known = book.known("likelihood", [way.name], protocol)
+    if known is not None:
+        return known[0]
+    store = book.store({"of": way.name, **protocol, "batch_size": batch_size}, way.kind)
+    pictures = data.draw(np.arange(data.num))
+    labels = data.labels if run.num_classes else None
+    keys = experiments.sample_keys(seed, data.num)
+
+    def fn(params, keys, pictures, labels):
+        return way.fn(params, keys, images.to_float(pictures), labels)
+
+    mapped = devices.parallel_map(fn, batch_size, way.name, keep=store)
+    try:
+        bits, parts = way.summarise(mapped(params, keys, pictures, labels))
+    except ValueError as error:
+        raise ConfigError(f"{way.name}: {error}") from error
+    mean, error = np.mean(bits), np.std(bits, ddof=1) / np.sqrt(len(bits))
+    found = Score(
+        "likelihood", way.name, float(mean), float(error), (), protocol | parts
+    )
+    book.add([found])
+    store.clear()
+    return found

@@ -1,0 +1,70 @@
+"""Whether a model copies training images: a number, a picture, a distribution."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from ddpm_jax.data import images
+from ddpm_jax.metrics import memorisation
+from ddpm_jax.metrics.by_name import Value
+from ddpm_jax.metrics.features.base import Extractor
+from ddpm_jax.sampling.partial import key_of
+from ddpm_jax.scoring import plots, references
+from ddpm_jax.scoring.measures import Measure
+
+NUM_PAIRS = 24
+
+
+def measure_of(config, extractor: Extractor, batch_size: int, folder: Path) -> Measure:
+    """Returns how samples are compared with training and with test images.
+
+    Args:
+      config: whose images; they must have the splits "train" and "test".
+      extractor: in whose features what is near lies near.
+      batch_size: images at a time, on each device.
+      folder: where the nearest pairs and the distances are drawn.
+
+    Raises:
+      ConfigError: if the images have no such splits.
+    """
+    sets = {split: references.of_split(config, split) for split in ("train", "test")}
+    train, test = (
+        references.statistics_of(subject, extractor, batch_size, num_kept=subject.num)
+        for subject in sets.values()
+    )
+
+    def check(subject, protocol):
+        here, there = protocol["image_shape"], train.protocol["image_shape"]
+        if here != there:
+            raise ValueError(f"images are {here}, those of the training set {there}")
+        return ()
+
+    def compute(subject, generated):
+        found = memorisation.memorisation(
+            generated.features, train.features, test.features
+        )
+        if jax.process_index() == 0:
+            nearest = np.argsort(found.distances, kind="stable")[:NUM_PAIRS]
+            key = key_of(generated.protocol)[:6]
+            name = subject.name.replace(":", "_")
+            path = folder / f"memorisation_{name}_{key}.png"
+            picture = memorisation.pairs(
+                _drawn(subject, nearest), _drawn(sets["train"], found.indices[nearest])
+            )
+            images.save_png(path, picture)
+            plots.plot_distances(
+                path.with_stem(f"{path.stem}_distances"),
+                {subject.name: found.distances, "test images": found.test_distances},
+            )
+            print(f"{subject.name}: the nearest pairs are drawn in {path}")
+        return [Value(found.score, found.error), Value(found.copies)]
+
+    protocol = {"train": train.protocol, "test": test.protocol}
+    return Measure(("memorisation", "copies"), check, compute, protocol)
+
+
+def _drawn(subject, positions):
+    """Some images, as many at a time as the devices can share."""
+    whole = -(-len(positions) // jax.local_device_count()) * jax.local_device_count()
+    return np.asarray(subject.draw(np.resize(positions, whole)))[: len(positions)]

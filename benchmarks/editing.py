@@ -26,8 +26,8 @@ from ddpm_jax.diffusion import (
     timesteps,
 )
 from ddpm_jax.diffusion.samplers import loop
+from ddpm_jax.evaluation import extractors
 from ddpm_jax.experiment import run as runs
-from ddpm_jax.scoring import extractors
 
 
 def repairs(schedule, steps):

@@ -33,14 +33,7 @@ from ddpm_jax import datasets
 from ddpm_jax.cli import arguments, command
 from ddpm_jax.distributed import devices
 from ddpm_jax.errors import unknown
-from ddpm_jax.experiment import build as experiments
-from ddpm_jax.experiment import config
-from ddpm_jax.experiment.build import Experiment
-from ddpm_jax.experiment.config import ConfigError
-from ddpm_jax.experiment.sections import attempt
-from ddpm_jax.metrics.by_name import METRICS
-from ddpm_jax.metrics.features.base import fingerprint
-from ddpm_jax.scoring import (
+from ddpm_jax.evaluation import (
     image_sets,
     likelihood,
     memorisation,
@@ -48,9 +41,18 @@ from ddpm_jax.scoring import (
     references,
     report,
 )
-from ddpm_jax.scoring import measures as samples
-from ddpm_jax.scoring.report import Score
-from ddpm_jax.scoring.results import Book
+from ddpm_jax.evaluation import (
+    measures as samples,
+)
+from ddpm_jax.evaluation.report import Score
+from ddpm_jax.evaluation.results import Book
+from ddpm_jax.experiment import build as experiments
+from ddpm_jax.experiment import config
+from ddpm_jax.experiment.build import Experiment
+from ddpm_jax.experiment.config import ConfigError
+from ddpm_jax.experiment.sections import attempt
+from ddpm_jax.metrics.by_name import METRICS
+from ddpm_jax.metrics.features.base import fingerprint
 
 LIKELIHOODS = ("bpd", "ode_bpd")
 NAMES = (*METRICS, "memorisation", *LIKELIHOODS)

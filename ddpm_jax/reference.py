@@ -14,10 +14,10 @@ import jax
 
 from ddpm_jax import datasets
 from ddpm_jax.cli import arguments, command
+from ddpm_jax.evaluation import image_sets, references
 from ddpm_jax.experiment import config
 from ddpm_jax.experiment.config import ConfigError
 from ddpm_jax.metrics import statistics
-from ddpm_jax.scoring import image_sets, references
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:

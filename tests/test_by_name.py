@@ -13,6 +13,8 @@ from ddpm_jax import datasets
 from ddpm_jax.data import arrays as sources
 from ddpm_jax.data.base import labels_of
 from ddpm_jax.data.folders import image_shape_of
+from ddpm_jax.evaluation import extractors as networks
+from ddpm_jax.evaluation import measures
 from ddpm_jax.experiment.config import ConfigError
 from ddpm_jax.metrics import by_name, frechet, kernel, statistics
 from ddpm_jax.metrics.by_name import METRICS
@@ -20,8 +22,6 @@ from ddpm_jax.metrics.features import base, classifier, inception, inception_wei
 from ddpm_jax.metrics.features.base import Outputs
 from ddpm_jax.metrics.frechet import Gaussian
 from ddpm_jax.metrics.statistics import Statistics
-from ddpm_jax.scoring import extractors as networks
-from ddpm_jax.scoring import measures
 
 DIM = 3
 PROTOCOL = {"features": {"name": "pixels"}, "image_shape": [8, 8, 1], "num": 5}

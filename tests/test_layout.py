@@ -25,7 +25,7 @@ RANKS = {
     "datasets": 5,
     "compiled": 5,
     "sampling": 6,
-    "scoring": 7,
+    "evaluation": 7,
     "cli": 8,
     "train": 9,
     "sample": 9,

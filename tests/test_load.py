@@ -9,10 +9,10 @@ from tiny import call, random_params, tiny
 
 import ddpm_jax
 from ddpm_jax import convert, evaluate, sample
+from ddpm_jax.evaluation import report
 from ddpm_jax.experiment import build, config, run
 from ddpm_jax.experiment.config import ConfigError
 from ddpm_jax.files import read_arrays
-from ddpm_jax.scoring import report
 from ddpm_jax.train import train
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_jax.scoring.plots import plot, plot_distances
-from ddpm_jax.scoring.report import Score, load, merge, save, table
+from ddpm_jax.evaluation.plots import plot, plot_distances
+from ddpm_jax.evaluation.report import Score, load, merge, save, table
 
 
 def score(subject, metric, value, error=None, *warnings, calls=None, **protocol):
@@ -279,7 +279,7 @@ def test_plots_of_distances(distances, tmp_path):
 
 def test_tables_load_nothing_heavy():
     program = (
-        "import sys, ddpm_jax.scoring.report as report; report.table([]); "
+        "import sys, ddpm_jax.evaluation.report as report; report.table([]); "
         "sys.exit(bool({'jax', 'matplotlib'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0

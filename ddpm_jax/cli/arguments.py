@@ -9,13 +9,13 @@ import numpy as np
 
 from ddpm_jax.diffusion import samplers
 from ddpm_jax.distributed import multihost
+from ddpm_jax.evaluation import extractors
 from ddpm_jax.experiment import build, config, load, run
 from ddpm_jax.experiment.config import ConfigError
 from ddpm_jax.experiment.load import Model
 from ddpm_jax.experiment.sections import call
 from ddpm_jax.interop import openai
 from ddpm_jax.metrics.features.base import Extractor
-from ddpm_jax.scoring import extractors
 
 # Where a sampler needs times of its own, unless others are asked for: Heun's steps must
 # not divide the noise level by much.

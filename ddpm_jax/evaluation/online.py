@@ -5,12 +5,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ddpm_jax.errors import unknown
+from ddpm_jax.evaluation import extractors, image_sets, measures, references
 from ddpm_jax.experiment import build as experiments
 from ddpm_jax.experiment.build import Experiment
 from ddpm_jax.experiment.config import ConfigError
 from ddpm_jax.experiment.sections import attempt, call
 from ddpm_jax.metrics.by_name import METRICS, Value, check
-from ddpm_jax.scoring import extractors, image_sets, measures, references
 
 # How a score counts: the larger, the better, after this factor.
 SIGNS = {"fid": -1, "sfid": -1, "kid": -1, "fd": -1, "is": 1, "accuracy": 1}

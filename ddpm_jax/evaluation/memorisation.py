@@ -6,12 +6,12 @@ import jax
 import numpy as np
 
 from ddpm_jax.data import images
+from ddpm_jax.evaluation import plots, references
+from ddpm_jax.evaluation.measures import Measure
 from ddpm_jax.metrics import memorisation
 from ddpm_jax.metrics.by_name import Value
 from ddpm_jax.metrics.features.base import Extractor
 from ddpm_jax.sampling.partial import key_of
-from ddpm_jax.scoring import plots, references
-from ddpm_jax.scoring.measures import Measure
 
 NUM_PAIRS = 24
 

@@ -13,13 +13,13 @@ from ddpm_jax import cache
 from ddpm_jax.data.base import gather
 from ddpm_jax.distributed import multihost
 from ddpm_jax.errors import unknown
+from ddpm_jax.evaluation import references
 from ddpm_jax.experiment.config import ConfigError, function_of
 from ddpm_jax.experiment.sections import attempt
 from ddpm_jax.files import whole
 from ddpm_jax.metrics.features import base, classifier
 from ddpm_jax.metrics.features.base import Extractor, Outputs
 from ddpm_jax.sampling.partial import key_of
-from ddpm_jax.scoring import references
 
 MOST_IMAGES = 50_000  # that the classifier is trained on, evenly spread
 NAMES = ("inception", "classifier", "pixels", "FILE.py")

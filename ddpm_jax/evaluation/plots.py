@@ -5,8 +5,8 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 
+from ddpm_jax.evaluation.report import Score
 from ddpm_jax.files import whole
-from ddpm_jax.scoring.report import Score
 
 # Of Okabe & Ito (2008), told apart by colour-blind people too; in print, by markers.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

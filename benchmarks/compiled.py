@@ -12,9 +12,9 @@ import sys
 from importlib import metadata
 
 from ddpm_jax.compiled import estimates, programs, topologies
+from ddpm_jax.errors import ConfigError
 from ddpm_jax.experiment import config
 from ddpm_jax.experiment import plan as plans
-from ddpm_jax.experiment.config import ConfigError
 
 RECIPES = (
     "configs/cifar.py",

@@ -13,9 +13,9 @@ from pathlib import Path
 import jax
 
 from ddpm_jax.cli import arguments, command
+from ddpm_jax.errors import ConfigError
 from ddpm_jax.experiment import run
 from ddpm_jax.experiment.build import build
-from ddpm_jax.experiment.config import ConfigError
 from ddpm_jax.interop import diffusers
 
 

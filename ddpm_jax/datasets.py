@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import inspect
 import math
 import os
 from collections.abc import Callable
@@ -12,14 +11,15 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
-from ddpm_jax.data import arrays, batches
+from ddpm_jax.data import arrays, batches, folders
 from ddpm_jax.data.base import ArraySource, Source
 from ddpm_jax.data.contents import contents_of, passed_over
 from ddpm_jax.data.folders import image_shape_of
 from ddpm_jax.data.kept import keep
 from ddpm_jax.distributed import devices
-from ddpm_jax.experiment.config import ConfigError
-from ddpm_jax.experiment.sections import attempt, call, choose
+from ddpm_jax.errors import ConfigError
+from ddpm_jax.experiment.registry import choose
+from ddpm_jax.experiment.sections import attempt, call, signature
 
 # The keys of the section `data` that say how to keep images, how to batch them and how
 # to compute batches ahead; the others open the source.
@@ -120,9 +120,9 @@ def open_source(config: dict[str, Any]) -> Source:
       ConfigError: if they are missing, or do not fit the rest of the config.
     """
     height, width, channels = config["image_shape"]
-    constructor = choose(config, "data", arrays, Source)
+    constructor = choose(config, "data")
     wanted = {"image_size": (height, width), "channels": channels}
-    parameters = inspect.signature(constructor).parameters
+    parameters = signature(constructor).parameters
     wanted = {key: value for key, value in wanted.items() if key in parameters}
     others = ("name", *BATCHING)
     settings = {k: v for k, v in config["data"].items() if k not in others}
@@ -169,8 +169,8 @@ def has_splits(config: dict[str, Any]) -> bool:
             "this model does not say of what data: give --config.data.name and what it "
             "needs, as in --config.data.name=tfds --config.data.dataset=cifar10"
         )
-    constructor = choose(config, "data", arrays, Source)
-    return "split" in inspect.signature(constructor).parameters
+    constructor = choose(config, "data")
+    return "split" in signature(constructor).parameters
 
 
 def open_images(path: str, config: dict[str, Any] | None = None) -> Source:
@@ -189,7 +189,7 @@ def open_images(path: str, config: dict[str, Any] | None = None) -> Source:
         if not path.is_dir():
             return arrays.arrays(path)
         height, width, channels = image_shape_of(path)
-        source = arrays.folder(path, (height, width), channels)
+        source = folders.folder(path, (height, width), channels)
     except (OSError, ValueError) as error:
         raise ConfigError(f"--images: {error}") from error
     names = source.class_names

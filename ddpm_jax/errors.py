@@ -1,7 +1,11 @@
-"""What to say of what went wrong, in one line."""
+"""What goes wrong, and what to say of it in one line."""
 
 import difflib
 from collections.abc import Iterable
+
+
+class ConfigError(Exception):
+    """Something in a config, or in what it names, that its author can mend."""
 
 
 def reason(error: BaseException) -> str:

@@ -32,7 +32,7 @@ import jax
 from ddpm_jax import datasets
 from ddpm_jax.cli import arguments, command
 from ddpm_jax.distributed import devices
-from ddpm_jax.errors import unknown
+from ddpm_jax.errors import ConfigError, unknown
 from ddpm_jax.evaluation import (
     image_sets,
     likelihood,
@@ -49,7 +49,6 @@ from ddpm_jax.evaluation.results import Book
 from ddpm_jax.experiment import build as experiments
 from ddpm_jax.experiment import config
 from ddpm_jax.experiment.build import Experiment
-from ddpm_jax.experiment.config import ConfigError
 from ddpm_jax.experiment.sections import attempt
 from ddpm_jax.metrics.by_name import METRICS
 from ddpm_jax.metrics.features.base import fingerprint

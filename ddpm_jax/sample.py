@@ -21,8 +21,8 @@ from ddpm_jax.data import images
 from ddpm_jax.data.base import digest
 from ddpm_jax.diffusion import inverse
 from ddpm_jax.distributed import multihost
+from ddpm_jax.errors import ConfigError
 from ddpm_jax.experiment import build
-from ddpm_jax.experiment.config import ConfigError
 from ddpm_jax.metrics.features.base import fingerprint
 from ddpm_jax.sampling import pictures as drawings
 from ddpm_jax.sampling import tasks

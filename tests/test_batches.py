@@ -10,7 +10,7 @@ from PIL import Image
 
 from ddpm_jax import datasets
 from ddpm_jax.data.batches import Feed, make_batch_fn, prefetch
-from ddpm_jax.experiment.config import ConfigError
+from ddpm_jax.errors import ConfigError
 
 
 class Numbered:

@@ -13,8 +13,8 @@ from tiny import tiny as larger
 import ddpm_jax
 from ddpm_jax import convert
 from ddpm_jax.data.contents import Contents
+from ddpm_jax.errors import ConfigError
 from ddpm_jax.experiment import beginnings, build, config, run
-from ddpm_jax.experiment.config import ConfigError
 from ddpm_jax.interop.layout import leaves
 from ddpm_jax.train import train
 

@@ -11,8 +11,8 @@ import pytest
 from tiny import random_params
 
 from ddpm_jax import datasets, train
+from ddpm_jax.errors import ConfigError
 from ddpm_jax.experiment import build, config, remarks, run
-from ddpm_jax.experiment.config import ConfigError
 
 RECIPES = sorted(str(path) for path in Path("configs").glob("*.py"))
 FAMILIES = {

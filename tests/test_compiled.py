@@ -19,8 +19,8 @@ from ddpm_jax import train
 from ddpm_jax.cli import command as cli
 from ddpm_jax.compiled import breakdown, estimates, programs, text, topologies
 from ddpm_jax.distributed import devices
+from ddpm_jax.errors import ConfigError
 from ddpm_jax.experiment import plan
-from ddpm_jax.experiment.config import ConfigError
 
 # Cycles and bytes of code by one libtpu: `python tests/compiled_pieces.py` prints them.
 LIBTPU = "0.0.42.1"

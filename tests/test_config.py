@@ -2,8 +2,8 @@
 
 import pytest
 
+from ddpm_jax.errors import ConfigError
 from ddpm_jax.experiment import config
-from ddpm_jax.experiment.config import ConfigError
 
 
 @pytest.fixture

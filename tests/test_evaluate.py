@@ -18,11 +18,11 @@ from ddpm_jax.data import arrays as sources
 from ddpm_jax.data import images
 from ddpm_jax.data.base import ArraySource
 from ddpm_jax.distributed import devices
+from ddpm_jax.errors import ConfigError
 from ddpm_jax.evaluation import image_sets, references, report, results
 from ddpm_jax.experiment import build as experiment
 from ddpm_jax.experiment import run as runs
 from ddpm_jax.experiment.build import build
-from ddpm_jax.experiment.config import ConfigError
 from ddpm_jax.metrics import frechet, kernel
 from ddpm_jax.metrics.features import base
 from ddpm_jax.metrics.features.base import Outputs

@@ -21,10 +21,10 @@ from tiny import call
 
 from ddpm_jax import datasets, sample, train
 from ddpm_jax.data import records as tfds
-from ddpm_jax.data.arrays import folder
 from ddpm_jax.data.base import gather
+from ddpm_jax.data.folders import folder
+from ddpm_jax.errors import ConfigError
 from ddpm_jax.experiment import config, load
-from ddpm_jax.experiment.config import ConfigError
 from ddpm_jax.sampling import pictures as drawings
 from ddpm_jax.training.checkpoints import Checkpoints
 from ddpm_jax.training.meter import NonFiniteError

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_jax.data import arrays, images
+from ddpm_jax.data import folders, images
 from ddpm_jax.data.base import gather
 
 EVERY_PIXEL = np.arange(256, dtype=np.uint8)
@@ -150,7 +150,7 @@ def test_save_png_refuses_other_arrays(tmp_path, bad):
 def test_save_folder_is_read_back_by_the_source_folder(tmp_path, labels):
     saved = noise(5, 8, 8, 3)
     images.save_folder(tmp_path, saved, labels)
-    source = arrays.folder(tmp_path, 8)
+    source = folders.folder(tmp_path, 8)
     assert source.num_classes == (0 if labels is None else 3)
     read, read_labels = gather(source, np.arange(5))
     order = np.argsort(labels or [0] * 5, kind="stable")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_jax.data import arrays, folders, kept, manifest
+from ddpm_jax.data import folders, kept, manifest
 from ddpm_jax.data.base import Origin, gather
 from ddpm_jax.data.batches import make_batch_fn
 from ddpm_jax.data.kept import keep
@@ -232,7 +232,7 @@ def checked(path, monkeypatch, **options):
         context.setattr(
             folders, "_fault", lambda path: (read.append(path.name), fault(path))[1]
         )
-        return arrays.folder(path, 16, **options), sorted(read)
+        return folders.folder(path, 16, **options), sorted(read)
 
 
 def test_a_start_reads_only_what_changed(pictures, monkeypatch):
@@ -283,7 +283,7 @@ def test_a_machine_that_fails_makes_no_image_corrupt(
     with monkeypatch.context() as context:
         context.setattr(Image, "open", fail)
         with pytest.raises(type(error)) as raised:
-            arrays.folder(pictures, 16, on_error=on_error)
+            folders.folder(pictures, 16, on_error=on_error)
     if isinstance(error, OSError):
         assert raised.value.filename == str(pictures / "05.jpg")
     source, read = checked(pictures, monkeypatch)
@@ -299,7 +299,7 @@ def test_a_fault_within_an_image_is_its_own(pictures, monkeypatch):
 
     monkeypatch.setattr(Image, "open", astray)
     with pytest.raises(ValueError, match=r"cannot read .*00.jpg \(.*Invalid argument"):
-        arrays.folder(pictures, 16)
+        folders.folder(pictures, 16)
 
 
 def test_an_interrupted_check_goes_on(pictures, monkeypatch):
@@ -335,8 +335,8 @@ def test_where_nothing_can_be_remembered_all_is_read(pictures, monkeypatch, tmp_
 
 def test_draft_changes_pixels_a_little_and_its_name(pictures):
     for size, most in ((8, 6), (30, 0), (32, 0)):  # 48 wide: not twice of 30
-        plain = arrays.folder(pictures, size)
-        draft = arrays.folder(pictures, size, draft=True)
+        plain = folders.folder(pictures, size)
+        draft = folders.folder(pictures, size, draft=True)
         assert plain.origin().name != draft.origin().name
         images = [gather(x, np.arange(12))[0].astype(int) for x in (plain, draft)]
         apart = np.abs(images[0] - images[1])
@@ -350,14 +350,14 @@ def test_draft_knows_images_that_lie_on_their_side(place):
     Image.fromarray(pixels).save(place / "0.jpg", exif=exif)
     # 64 wide when turned: twice 32 leaves nothing to decode smaller.
     images = [
-        arrays.folder(place, (16, 32), draft=draft)[0][0] for draft in (False, True)
+        folders.folder(place, (16, 32), draft=draft)[0][0] for draft in (False, True)
     ]
     np.testing.assert_array_equal(*images)
 
 
 def test_a_folder_and_its_file_give_the_same_batches(pictures):
-    source = arrays.folder(pictures, 16)
-    made = kept.keep(arrays.folder(pictures, 16), 0.0, say=lambda text: None)
+    source = folders.folder(pictures, 16)
+    made = kept.keep(folders.folder(pictures, 16), 0.0, say=lambda text: None)
     for step in (0, 1, 5):
         batches = [make_batch_fn(x, 8, flip=True)(step) for x in (source, made)]
         for key in batches[0]:

@@ -9,9 +9,9 @@ from tiny import call, random_params, tiny
 
 import ddpm_jax
 from ddpm_jax import convert, evaluate, sample
+from ddpm_jax.errors import ConfigError
 from ddpm_jax.evaluation import report
 from ddpm_jax.experiment import build, config, run
-from ddpm_jax.experiment.config import ConfigError
 from ddpm_jax.files import read_arrays
 from ddpm_jax.train import train
 
@@ -108,7 +108,7 @@ def test_mistakes_of_models(workdir, published, tmp_path):
         call(sample, "--workdir", workdir / "checkpoints" / "00000000")
     with pytest.raises(ConfigError, match="no checkpoint of step 7 .* of steps 0"):
         call(sample, "--workdir", workdir, "--step", 7)
-    run.write_config(tmp_path, ["a list"])
+    (tmp_path / "config.json").write_text('["a list"]')
     with pytest.raises(ConfigError, match="config.json is damaged .*: restore it"):
         call(sample, "--workdir", tmp_path)
     run.write_config(tmp_path, tiny())

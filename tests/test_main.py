@@ -24,9 +24,9 @@ import ddpm_jax
 from ddpm_jax import sample as sampling_main
 from ddpm_jax import train as training_main
 from ddpm_jax.cli import command as cli
+from ddpm_jax.errors import ConfigError
 from ddpm_jax.experiment import build, config
 from ddpm_jax.experiment import run as runs
-from ddpm_jax.experiment.config import ConfigError
 from ddpm_jax.files import read_arrays
 
 TINY = (*SMALL, "train.log_every=2", "train.sample_every=6")

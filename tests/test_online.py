@@ -11,10 +11,10 @@ from tiny import call
 from tiny import tiny as of_two_levels
 
 from ddpm_jax import evaluate
+from ddpm_jax.errors import ConfigError
 from ddpm_jax.evaluation import online, report
 from ddpm_jax.experiment import config
 from ddpm_jax.experiment import run as runs
-from ddpm_jax.experiment.config import ConfigError
 from ddpm_jax.metrics.by_name import Value
 from ddpm_jax.metrics.features import classifier
 from ddpm_jax.train import train

@@ -15,7 +15,7 @@ import tensorflow_datasets
 from PIL import Image
 from tensorflow_datasets.image_classification import cifar
 
-from ddpm_jax.data import arrays
+from ddpm_jax.data import records
 from ddpm_jax.data.base import gather, in_memory
 from ddpm_jax.data.batches import make_batch_fn
 from ddpm_jax.data.contents import contents_of
@@ -28,13 +28,13 @@ def noise(*shape, seed=0):
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
-def prepare(data_dir, data_name, records, features):
+def prepare(data_dir, data_name, rows, features):
     """Writes a data set of one split in the format ArrayRecord.
 
     Args:
         data_dir: where.
         data_name: the name of the data set.
-        records: dicts; their images as PIL images, since arrays need TensorFlow.
+        rows: dicts; their images as PIL images, since arrays need TensorFlow.
         features: the tfds feature of each column.
     """
 
@@ -53,7 +53,7 @@ def prepare(data_dir, data_name, records, features):
             )
 
         def _split_generators(self, dl_manager):
-            return {"train": enumerate(records)}
+            return {"train": enumerate(rows)}
 
         def _generate_examples(self):
             raise NotImplementedError
@@ -87,7 +87,7 @@ def no_network(monkeypatch):
 
 def test_a_prepared_data_set_is_read_as_it_was_written(tmp_path):
     images = noise(20, 32, 32, 3)
-    records = [
+    rows = [
         {"image": Image.fromarray(image), "label": i % 10, "id": f"train_{i:05d}"}
         for i, image in enumerate(images)
     ]
@@ -96,8 +96,8 @@ def test_a_prepared_data_set_is_read_as_it_was_written(tmp_path):
         "label": class_feature(10),
         "id": tensorflow_datasets.features.Text(),
     }
-    prepare(tmp_path, "cifar10", records, features)
-    source = arrays.tfds("cifar10", data_dir=tmp_path)
+    prepare(tmp_path, "cifar10", rows, features)
+    source = records.tfds("cifar10", data_dir=tmp_path)
     assert len(source) == 20
     assert source.image_shape == (32, 32, 3) and source.num_classes == 10
     read, labels = gather(source, np.array([3, 19, 0, 3]))
@@ -110,24 +110,24 @@ def test_a_prepared_data_set_is_read_as_it_was_written(tmp_path):
     other = make_batch_fn(in_memory(source), 8, flip=True)(5)
     for key in one:
         np.testing.assert_array_equal(one[key], other[key], strict=True)
-    assert len(arrays.tfds("cifar10", "train[:25%]", tmp_path)) == 5
-    fitted = arrays.tfds("cifar10", data_dir=str(tmp_path), image_size=(8, 16))
+    assert len(records.tfds("cifar10", "train[:25%]", tmp_path)) == 5
+    fitted = records.tfds("cifar10", data_dir=str(tmp_path), image_size=(8, 16))
     assert fitted.image_shape == fitted[0][0].shape == (8, 16, 3)
     for split in ["validation", "train[:", "train[9:3]", "train[:0]"]:
         with pytest.raises(
             ValueError, match="its splits are train, and parts"
         ) as error:
-            arrays.tfds("cifar10", split, tmp_path)
+            records.tfds("cifar10", split, tmp_path)
         assert "\n" not in str(error.value)
 
 
 def test_a_name_outside_the_catalogue_with_images_of_any_size(tmp_path):
     shapes = [(20, 30), (30, 20), (9, 9)]
-    records = [{"image": Image.fromarray(noise(*shape))} for shape in shapes]
-    prepare(tmp_path, "my_faces", records, {"image": image_feature(None, None, 1)})
+    rows = [{"image": Image.fromarray(noise(*shape))} for shape in shapes]
+    prepare(tmp_path, "my_faces", rows, {"image": image_feature(None, None, 1)})
     with pytest.raises(ValueError, match="differ in size: give image_size"):
-        arrays.tfds("my_faces", data_dir=tmp_path)
-    source = arrays.tfds("my_faces", data_dir=tmp_path, image_size=12)
+        records.tfds("my_faces", data_dir=tmp_path)
+    source = records.tfds("my_faces", data_dir=tmp_path, image_size=12)
     assert source.image_shape == (12, 12, 1) and source.num_classes == 0
     images, labels = gather(source, np.arange(3))
     assert images.shape == (3, 12, 12, 1)
@@ -141,20 +141,20 @@ def test_columns_of_other_names_are_named_and_chosen(tmp_path):
         "fine": class_feature(4),
         "coarse": class_feature(2),
     }
-    records = [
+    rows = [
         {"hr": Image.fromarray(image), "fine": i, "coarse": i // 2}
         for i, image in enumerate(pixels)
     ]
-    prepare(tmp_path, "two_labels", records, features)
+    prepare(tmp_path, "two_labels", rows, features)
     given = {"data_dir": tmp_path}
     with pytest.raises(ValueError, match="no column 'image' .* give image_key='hr'"):
-        arrays.tfds("two_labels", **given)
+        records.tfds("two_labels", **given)
     given["image_key"] = "hr"
     with pytest.raises(ValueError, match="label_key='coarse' or 'fine' or None"):
-        arrays.tfds("two_labels", **given)
+        records.tfds("two_labels", **given)
     found = []
     for key, count in (("fine", 4), ("coarse", 2), (None, 0)):
-        source = arrays.tfds("two_labels", **given, label_key=key)
+        source = records.tfds("two_labels", **given, label_key=key)
         assert source.num_classes == count == len(contents_of(source).classes)
         images, labels = gather(source, np.arange(4))
         np.testing.assert_array_equal(images, pixels)
@@ -165,9 +165,9 @@ def test_columns_of_other_names_are_named_and_chosen(tmp_path):
 def test_colours_with_opacity_lie_on_white(tmp_path):
     pixels = np.zeros((8, 8, 4), np.uint8)
     pixels[:4, :, 3] = 255
-    records = [{"image": Image.fromarray(pixels)}]
-    prepare(tmp_path, "with_alpha", records, {"image": image_feature(8, 8, 4)})
-    source = arrays.tfds("with_alpha", data_dir=tmp_path)
+    rows = [{"image": Image.fromarray(pixels)}]
+    prepare(tmp_path, "with_alpha", rows, {"image": image_feature(8, 8, 4)})
+    source = records.tfds("with_alpha", data_dir=tmp_path)
     assert source.image_shape == (8, 8, 3)
     assert source[0][0][:4].max() == 0 and source[0][0][4:].min() == 255
 
@@ -175,17 +175,17 @@ def test_colours_with_opacity_lie_on_white(tmp_path):
 def test_data_sets_without_8_bit_images_are_refused(tmp_path):
     prepare(tmp_path, "my_numbers", [{"label": 1}], {"label": class_feature(3)})
     with pytest.raises(ValueError, match="no column 'image' of images"):
-        arrays.tfds("my_numbers", data_dir=tmp_path)
+        records.tfds("my_numbers", data_dir=tmp_path)
     deep = image_feature(4, 4, 1, dtype=np.uint16)
-    records = [{"image": Image.fromarray(noise(4, 4).astype(np.uint16))}]
-    prepare(tmp_path, "my_scans", records, {"image": deep})
+    rows = [{"image": Image.fromarray(noise(4, 4).astype(np.uint16))}]
+    prepare(tmp_path, "my_scans", rows, {"image": deep})
     with pytest.raises(ValueError, match="are uint16, not uint8"):
-        arrays.tfds("my_scans", data_dir=tmp_path)
+        records.tfds("my_scans", data_dir=tmp_path)
 
 
 def test_a_data_set_in_another_format_is_refused(tmp_path):
-    records = [{"image": Image.fromarray(noise(4, 4, 3))}]
-    builder = prepare(tmp_path, "my_faces", records, {"image": image_feature(4, 4, 3)})
+    rows = [{"image": Image.fromarray(noise(4, 4, 3))}]
+    builder = prepare(tmp_path, "my_faces", rows, {"image": image_feature(4, 4, 3)})
     info = Path(builder.data_dir, "dataset_info.json")
     info.write_text(
         json.dumps({**json.loads(info.read_text()), "fileFormat": "tfrecord"})
@@ -193,19 +193,19 @@ def test_a_data_set_in_another_format_is_refused(tmp_path):
     with pytest.raises(
         FileNotFoundError, match="not in the format array_record"
     ) as error:
-        arrays.tfds("my_faces", data_dir=tmp_path)
+        records.tfds("my_faces", data_dir=tmp_path)
     assert "file_format='array_record'" in str(error.value)
 
 
 def test_a_missing_data_set_comes_with_its_command(tmp_path):
     with pytest.raises(FileNotFoundError) as error:
-        arrays.tfds("mnist", data_dir=tmp_path)
+        records.tfds("mnist", data_dir=tmp_path)
     message = str(error.value)
     assert "\n" not in message and message.startswith("mnist is not prepared in")
     assert f"tfds.builder('mnist', data_dir='{tmp_path}'" in message
     assert "file_format='array_record').download_and_prepare()" in message
     with pytest.raises(FileNotFoundError, match="allow download=True, or prepare"):
-        arrays.tfds("cifar10", data_dir=tmp_path, download=False)
+        records.tfds("cifar10", data_dir=tmp_path, download=False)
     assert not list(tmp_path.iterdir())
 
 
@@ -215,7 +215,7 @@ def test_a_missing_data_set_comes_with_its_command(tmp_path):
 )
 def test_an_unknown_name_is_one_short_line(tmp_path, name, hint):
     with pytest.raises(ValueError, match=f"{name!r}.*{hint}") as error:
-        arrays.tfds(name, data_dir=tmp_path)
+        records.tfds(name, data_dir=tmp_path)
     assert "\n" not in str(error.value) and len(str(error.value)) < 300
 
 
@@ -223,7 +223,7 @@ def test_an_unknown_name_is_one_short_line(tmp_path, name, hint):
 def test_without_a_network_a_missing_cifar_is_told_at_once(tmp_path, name):
     start = time.monotonic()
     with pytest.raises(ConnectionError) as error:
-        arrays.tfds(name, data_dir=tmp_path)
+        records.tfds(name, data_dir=tmp_path)
     assert time.monotonic() - start < 10
     message = str(error.value)
     assert "\n" not in message and message.startswith(f"{name} is not in {tmp_path}")
@@ -243,7 +243,7 @@ def test_a_broken_download_is_refused(tmp_path, monkeypatch, status, why):
     with pytest.raises(
         ConnectionError, match="cifar10 is not in .* be fetched"
     ) as error:
-        arrays.tfds("cifar10", data_dir=tmp_path)
+        records.tfds("cifar10", data_dir=tmp_path)
     assert why in str(error.value.__cause__)
     assert not list(tmp_path.glob("cifar10/*"))
 
@@ -311,10 +311,10 @@ def contents(folder):
 
 def test_cifar_is_prepared_as_the_stock_builder_would(released, tmp_path, monkeypatch):
     name, images, labels = released
-    source = arrays.tfds(name, data_dir=tmp_path / "ours")
+    source = records.tfds(name, data_dir=tmp_path / "ours")
     assert source.image_shape == (32, 32, 3)
     assert source.num_classes == int(name.removeprefix("cifar"))
-    assert len(arrays.tfds(name, "test", tmp_path / "ours")) == 6
+    assert len(records.tfds(name, "test", tmp_path / "ours")) == 6
     read, read_labels = gather(source, np.arange(len(source)))
 
     order = [int(record["id"].decode().split("_")[1]) for record in source.records]
@@ -341,19 +341,19 @@ def test_cifar_is_prepared_as_the_stock_builder_would(released, tmp_path, monkey
 
 def test_a_prepared_cifar_needs_no_network(released, tmp_path, no_network, monkeypatch):
     name, images, _ = released
-    arrays.tfds(name, data_dir=tmp_path / "ours")
+    records.tfds(name, data_dir=tmp_path / "ours")
     monkeypatch.setattr(requests.Session, "request", None)
-    assert len(arrays.tfds(name, data_dir=tmp_path / "ours")) == len(images)
+    assert len(records.tfds(name, data_dir=tmp_path / "ours")) == len(images)
 
 
 def test_an_interrupted_preparation_leaves_no_data_set(released, tmp_path, monkeypatch):
     name, images, _ = released
     monkeypatch.setattr(Image, "fromarray", lambda pixels: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        arrays.tfds(name, data_dir=tmp_path / "ours")
+        records.tfds(name, data_dir=tmp_path / "ours")
     monkeypatch.undo()
     with pytest.raises(FileNotFoundError, match="is not prepared"):
-        arrays.tfds(name, data_dir=tmp_path / "ours", download=False)
+        records.tfds(name, data_dir=tmp_path / "ours", download=False)
 
 
 @pytest.mark.skipif(
@@ -361,7 +361,7 @@ def test_an_interrupted_preparation_leaves_no_data_set(released, tmp_path, monke
 )
 def test_a_real_cifar10_without_tensorflow():
     code = (
-        "import sys; from ddpm_jax.data import arrays;"
+        "import sys; from ddpm_jax.data import records;"
         f"source = sources.tfds('cifar10', data_dir={str(PREPARED)!r}, download=False);"
         "image, label = source[123];"
         "print(len(source), source.num_classes, image.shape, 0 <= label < 10);"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_jax.data import arrays
+from ddpm_jax.data import arrays, folders
 from ddpm_jax.data.base import gather, in_memory
 from ddpm_jax.data.contents import contents_of, passed_over
 
@@ -141,7 +141,7 @@ def test_folder_classes_are_the_sorted_subfolders_at_any_depth(tmp_path):
     save(tmp_path / "a/.hidden.png", noise(8, 8))
     save(tmp_path / ".thumbs/1.png", noise(8, 8))
     (tmp_path / "a/notes.txt").write_text("no image")
-    source = arrays.folder(tmp_path, 8)
+    source = folders.folder(tmp_path, 8)
     assert_is_source(source)
     assert len(source) == 6 and source.num_classes == 3
     images, labels = gather(source, np.arange(6))
@@ -153,7 +153,7 @@ def test_folder_classes_are_the_sorted_subfolders_at_any_depth(tmp_path):
 def test_classes_are_numbered_as_people_count(tmp_path):
     for name in ("10", "9", "2", "b", "a1b", "a01"):
         save(tmp_path / name / "0.png", noise(8, 8))
-    found = contents_of(arrays.folder(tmp_path, 8))
+    found = contents_of(folders.folder(tmp_path, 8))
     assert found.classes == ["2", "9", "10", "a01", "a1b", "b"]
     assert str(found) == "6 images, 6 classes: 2, 9, 10, a01, a1b, b"
 
@@ -166,7 +166,7 @@ def test_a_class_without_images_moves_no_other(tmp_path, left):
     for name in left:
         (tmp_path / "bird" / name).touch()
     with pytest.raises(ValueError, match="the class 'bird' of .* has no image"):
-        arrays.folder(tmp_path, 8)
+        folders.folder(tmp_path, 8)
 
 
 def test_what_is_not_read_is_counted_by_kind(tmp_path):
@@ -175,7 +175,7 @@ def test_what_is_not_read_is_counted_by_kind(tmp_path):
     for name in ("1.heic", "2.HEIC", "notes.txt", "Makefile", ".hidden"):
         (tmp_path / name).touch()
     os.symlink(tmp_path / "nowhere.png", tmp_path / "broken.png")
-    source = arrays.folder(tmp_path, 8)
+    source = folders.folder(tmp_path, 8)
     assert len(source) == 8
     said = passed_over(source)
     assert said.startswith("5 files passed over: 2 .heic, ")
@@ -190,7 +190,7 @@ def test_links_are_followed_but_nothing_is_read_twice(tmp_path):
     links = {"cat/self": "../cat", "cat/more/up": place, "cat/again": elsewhere}
     for link, target in links.items():
         os.symlink(target, place / link)
-    source = arrays.folder(place, 8)
+    source = folders.folder(place, 8)
     assert source.names == ["cat/0.png", "cat/more/0.png", "dog/0.png"]
     assert source.passed_over == {"linked again": 3}
 
@@ -199,7 +199,7 @@ def test_transparent_pictures_lie_on_white(tmp_path):
     pixels = np.zeros((8, 8, 4), np.uint8)
     pixels[:4, :, 3] = 255
     save(tmp_path / "0.png", pixels)
-    image, _ = arrays.folder(tmp_path, 8)[0]
+    image, _ = folders.folder(tmp_path, 8)[0]
     assert image[:4].max() == 0 and image[4:].min() == 255
 
 
@@ -207,8 +207,8 @@ def test_contents_change_with_files_and_not_with_places(tmp_path):
     for name in ("a/0.png", "b/1.png", "b/2.png"):
         save(tmp_path / "here" / name, noise(8, 8))
     there = shutil.copytree(tmp_path / "here", tmp_path / "there")
-    before = contents_of(arrays.folder(tmp_path / "here", 8))
-    read = lambda: contents_of(arrays.folder(there, 8)).changed_from(before)
+    before = contents_of(folders.folder(tmp_path / "here", 8))
+    read = lambda: contents_of(folders.folder(there, 8)).changed_from(before)
     assert read() is None
     (there / "b" / "1.png").rename(there / "b" / "3.png")
     assert read() == "some images are others, or lie under other names"
@@ -236,7 +236,7 @@ def test_contents_of_arrays_are_their_pixels_and_labels():
 def test_folder_without_subfolders_has_no_classes(tmp_path):
     for i in range(3):
         save(tmp_path / f"{i}.png", np.full((8, 8), 50 * i, np.uint8))
-    source = arrays.folder(str(tmp_path), 8, channels=1)
+    source = folders.folder(str(tmp_path), 8, channels=1)
     assert_is_source(source)
     assert source.num_classes == 0 and source.image_shape == (8, 8, 1)
     assert [source[i][0].max() for i in range(3)] == [0, 50, 100]
@@ -248,7 +248,7 @@ def test_folder_converts_every_mode_and_crops_the_centre(tmp_path):
     for mode in ["RGB", "RGBA", "P", "CMYK", "L", "1"]:
         suffix = "jpg" if mode == "CMYK" else "png"
         Image.fromarray(image).convert(mode).save(tmp_path / f"{mode}.{suffix}")
-    source = arrays.folder(tmp_path, (4, 4))
+    source = folders.folder(tmp_path, (4, 4))
     assert_is_source(source)
     for index, name in enumerate(source.names):
         pixel = source[index][0][2, 2].astype(int)
@@ -256,7 +256,7 @@ def test_folder_converts_every_mode_and_crops_the_centre(tmp_path):
             assert pixel[0] == pixel[1] == pixel[2]
         else:
             np.testing.assert_allclose(pixel, [0, 255, 0], atol=40, err_msg=name)
-    assert arrays.folder(tmp_path, 4, channels=1).image_shape == (4, 4, 1)
+    assert folders.folder(tmp_path, 4, channels=1).image_shape == (4, 4, 1)
 
 
 def test_folder_turns_images_as_exif_says(tmp_path):
@@ -266,7 +266,7 @@ def test_folder_turns_images_as_exif_says(tmp_path):
     exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
     stored = Image.fromarray(np.rot90(upright).copy())
     stored.save(tmp_path / "turned.jpg", exif=exif, quality=95)
-    image, _ = arrays.folder(tmp_path, 16)[0]
+    image, _ = folders.folder(tmp_path, 16)[0]
     np.testing.assert_allclose(image.astype(int), upright, atol=20)
 
 
@@ -286,12 +286,12 @@ def corrupt_folder(tmp_path):
 
 def test_folder_refuses_a_corrupt_image_by_name(corrupt_folder):
     with pytest.raises(ValueError, match="cannot read .*half.png .*on_error='skip'"):
-        arrays.folder(corrupt_folder, 8)
+        folders.folder(corrupt_folder, 8)
 
 
 def test_folder_leaves_corrupt_images_out_with_one_warning(corrupt_folder):
     with pytest.warns(UserWarning, match="left out 4 unreadable of 9") as record:
-        source = arrays.folder(corrupt_folder, 8, on_error="skip")
+        source = folders.folder(corrupt_folder, 8, on_error="skip")
     assert len(record) == 1
     for name in ["half.png", "half.jpg", "text.png", "deep.png (more than 8 bits"]:
         assert name in str(record[0].message)
@@ -303,30 +303,30 @@ def test_folder_keeps_its_class_numbers_where_a_class_is_left_out(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a/text.png").write_text("no image")
     with pytest.raises(ValueError, match="none of the 1 images"):
-        arrays.folder(tmp_path, 8, on_error="skip")
+        folders.folder(tmp_path, 8, on_error="skip")
     save(tmp_path / "b/1.png", noise(8, 8))
     with pytest.warns(UserWarning, match="text.png"):
-        source = arrays.folder(tmp_path, 8, on_error="skip")
+        source = folders.folder(tmp_path, 8, on_error="skip")
     assert source[0][1] == 1 and source.num_classes == 2
 
 
 def test_folder_says_what_is_wrong(tmp_path):
     with pytest.raises(ValueError, match="on_error is 'ignore': give 'raise' or"):
-        arrays.folder(tmp_path, 8, on_error="ignore")
+        folders.folder(tmp_path, 8, on_error="ignore")
     with pytest.raises(ValueError, match="channels is 4"):
-        arrays.folder(tmp_path, 8, channels=4)
+        folders.folder(tmp_path, 8, channels=4)
     with pytest.raises(ValueError, match="image_size is 0"):
-        arrays.folder(tmp_path, 0)
+        folders.folder(tmp_path, 0)
     with pytest.raises(FileNotFoundError, match="there is no folder .*none"):
-        arrays.folder(tmp_path / "none", 8)
+        folders.folder(tmp_path / "none", 8)
     with pytest.raises(FileNotFoundError, match="there is no image in"):
-        arrays.folder(tmp_path, 8)
+        folders.folder(tmp_path, 8)
     save(tmp_path / "0.png", noise(8, 8))
     save(tmp_path / "a/0.png", noise(8, 8))
     with pytest.raises(
         ValueError, match=r"both directly \(0.png\) and in sub-folders \(a\)"
     ):
-        arrays.folder(tmp_path, 8)
+        folders.folder(tmp_path, 8)
 
 
 def test_in_memory_equals_its_source_and_keeps_to_the_limit(capsys):

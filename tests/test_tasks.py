@@ -11,9 +11,9 @@ from tiny import call, random_params, tiny
 from ddpm_jax import sample
 from ddpm_jax.data import images
 from ddpm_jax.diffusion import editing
+from ddpm_jax.errors import ConfigError
 from ddpm_jax.experiment import build, config
 from ddpm_jax.experiment import run as runs
-from ddpm_jax.experiment.config import ConfigError
 from ddpm_jax.files import read_arrays
 from ddpm_jax.sampling import pictures as drawings
 from ddpm_jax.sampling import tasks

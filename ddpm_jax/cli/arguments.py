@@ -2,18 +2,17 @@
 
 import argparse
 import functools
-import inspect
 from typing import Any
 
 import numpy as np
 
-from ddpm_jax.diffusion import samplers
 from ddpm_jax.distributed import multihost
+from ddpm_jax.errors import ConfigError
 from ddpm_jax.evaluation import extractors
 from ddpm_jax.experiment import build, config, load, run
-from ddpm_jax.experiment.config import ConfigError
 from ddpm_jax.experiment.load import Model
-from ddpm_jax.experiment.sections import call
+from ddpm_jax.experiment.registry import choose
+from ddpm_jax.experiment.sections import call, signature
 from ddpm_jax.interop import openai
 from ddpm_jax.metrics.features.base import Extractor
 
@@ -129,13 +128,11 @@ def sampling(settings: dict[str, Any], args: argparse.Namespace) -> dict[str, An
     settings = _renamed(settings, args, "sampler", name)
     settings = _renamed(settings, args, "timesteps", spacing, keep=("num_steps",))
     sampler = {"eta": args.eta, "variance": args.variance}
-    called = settings["sampler"].get("name")
-    constructor = getattr(samplers, str(called), None)
-    if inspect.isfunction(constructor):
-        taken = inspect.signature(constructor).parameters
-        for key, value in sampler.items():
-            if value is not None and key not in taken:
-                raise ConfigError(f"--{key} does not belong to the sampler {called}")
+    taken = signature(choose(settings, "sampler")).parameters
+    for key, value in sampler.items():
+        if value is not None and key not in taken:
+            called = settings["sampler"]["name"]
+            raise ConfigError(f"--{key} does not belong to the sampler {called}")
     changes = {
         "sampler": sampler,
         "timesteps": {"num_steps": args.steps},
@@ -192,8 +189,8 @@ def add_features(parser: argparse.ArgumentParser) -> None:
     add(
         "--features",
         metavar="NAME",
-        help="inception, classifier, pixels, or a FILE.py that defines "
-        "make_features(image_shape) -> (params, apply); default: as the metrics ask",
+        help="inception, classifier, pixels, or FILE.py:FUNCTION, of a function "
+        "image_shape -> (params, apply); default: as the metrics ask",
     )
     add("--inception", metavar="FILE", help="its weights (default: downloaded once)")
     add("--convention", help="of inception: tf, pytorch_fid or clean (default: tf)")

@@ -19,9 +19,8 @@ import jax
 from ddpm_jax import cache
 from ddpm_jax.compiled.topologies import LIBTPU_FLAGS
 from ddpm_jax.distributed import multihost
-from ddpm_jax.errors import one_line
+from ddpm_jax.errors import ConfigError, one_line
 from ddpm_jax.experiment import config
-from ddpm_jax.experiment.config import ConfigError
 from ddpm_jax.files import check_local
 from ddpm_jax.training.meter import NonFiniteError
 from ddpm_jax.version import VERSION

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 from ddpm_jax.compiled import breakdown, programs, topologies
 from ddpm_jax.compiled.programs import Compiled
 from ddpm_jax.compiled.topologies import Topology
+from ddpm_jax.errors import ConfigError
 from ddpm_jax.experiment import build as experiments
 from ddpm_jax.experiment import plan as plans
-from ddpm_jax.experiment.config import ConfigError
 from ddpm_jax.experiment.plan import Plan
 
 NUM_SAMPLES = 50_000  # what FID takes

@@ -20,7 +20,7 @@ import jax
 from ddpm_jax import cache, files
 from ddpm_jax.compiled import text, topologies
 from ddpm_jax.compiled.topologies import LIBTPU_FLAGS, Topology
-from ddpm_jax.experiment.config import ConfigError
+from ddpm_jax.errors import ConfigError
 
 
 class Compiled(NamedTuple):

@@ -12,8 +12,7 @@ import jax
 from jax.experimental import topologies
 
 from ddpm_jax.compiled.h100 import TARGET
-from ddpm_jax.errors import reason, unknown
-from ddpm_jax.experiment.config import ConfigError
+from ddpm_jax.errors import ConfigError, reason, unknown
 from ddpm_jax.files import of_machine
 
 # The compiler for TPUs unrolls what fits into its window, of 16 MiB if it is not told.

@@ -11,10 +11,9 @@ import numpy as np
 
 from ddpm_jax.compiled import programs, topologies
 from ddpm_jax.distributed import devices as parallel
-from ddpm_jax.errors import one_line
+from ddpm_jax.errors import ConfigError, one_line
 from ddpm_jax.experiment import build as experiments
 from ddpm_jax.experiment.build import Experiment, TrainOptions
-from ddpm_jax.experiment.config import ConfigError
 
 
 def lower_training(

@@ -1,7 +1,4 @@
-"""Where images come from: each function here opens a data set as a `Source`.
-
-The arguments of a constructor are what a config may say about the data.
-"""
+"""Images that are arrays already: digits that come with a package, and .npz files."""
 
 import os
 from collections.abc import Sequence
@@ -10,12 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from ddpm_jax.data.base import ArraySource, Source
-from ddpm_jax.data.folders import folder
 from ddpm_jax.data.images import resize_and_crop
-from ddpm_jax.data.records import tfds
 from ddpm_jax.files import read_arrays
-
-__all__ = ["arrays", "digits", "folder", "tfds"]
 
 
 def digits(split: str = "train") -> Source:

@@ -234,3 +234,12 @@ def _positive(num_steps: int) -> int:
             f"num_steps must be at least 1, at most {MOST_STEPS}, got {num_steps}"
         )
     return num_steps
+
+
+SCHEDULES = {
+    "linear": linear,
+    "quadratic": quadratic,
+    "sigmoid": sigmoid,
+    "constant": constant,
+    "cosine": cosine,
+}

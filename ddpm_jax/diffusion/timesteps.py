@@ -193,3 +193,14 @@ def _nearest(table: Float[np.ndarray, " T"], levels) -> Timesteps:
 def _descending(times) -> Timesteps:
     """Sorts, drops repetitions and ends in 0."""
     return np.unique(np.append(times, 0).astype(np.int32))[::-1].copy()
+
+
+TIMESTEPS = {
+    "trailing": trailing,
+    "leading": leading,
+    "linspace": linspace,
+    "quadratic": quadratic,
+    "log_snr_uniform": log_snr_uniform,
+    "karras": karras,
+    "custom": custom,
+}

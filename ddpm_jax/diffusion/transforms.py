@@ -3,9 +3,11 @@
 import math
 from collections.abc import Callable, Sequence
 
-from ddpm_jax.diffusion import denoisers, guidance
+from ddpm_jax.diffusion import denoisers
 from ddpm_jax.diffusion.denoisers import Denoiser
+from ddpm_jax.diffusion.guidance import GUIDANCE, guide_rescaled, within
 from ddpm_jax.diffusion.schedules import Schedule
+from ddpm_jax.errors import unknown
 
 
 def make_transform(
@@ -15,6 +17,7 @@ def make_transform(
     dynamic_percentile: float | None = None,
     dynamic_largest: float | None = None,
     rederive: bool = True,
+    guidance: str | Callable = "cfg",
     guidance_scale: float = 1.0,
     guidance_rescale: float = 0.0,
     guidance_interval: Sequence[float | int] | None = None,
@@ -29,7 +32,9 @@ def make_transform(
         place of plain clipping.
       dynamic_largest: the most that an image is divided by then, None for no bound.
       rederive: whether eps follows the bounded x_0 (see `denoisers.clip`).
-      guidance_scale: of classifier-free guidance, 1 for none.
+      guidance: "cfg", classifier-free guidance; or a function of the same form,
+        (denoiser, scale, null) -> Denoiser.
+      guidance_scale: how much of it, 1 for none.
       guidance_rescale: how much of its contrast is taken back, 0 ... 1 (see
         `guidance.guide_rescaled`).
       guidance_interval: (low, high), the noise levels sigma / alpha with guidance, or
@@ -44,6 +49,13 @@ def make_transform(
     if guidance_scale != 1 and null is None:
         raise ValueError(
             "guidance_scale needs a network trained with num_classes and label_dropout"
+        )
+    if not callable(guidance) and guidance not in GUIDANCE:
+        raise ValueError(unknown("guidance", guidance, GUIDANCE))
+    if guidance != "cfg" and (guidance_rescale or guidance_scale == 1):
+        raise ValueError(
+            "another guidance than cfg needs a guidance_scale other than 1, and knows "
+            "no guidance_rescale"
         )
     if guidance_scale == 1 and (guidance_rescale or guidance_interval):
         raise ValueError(
@@ -63,10 +75,11 @@ def make_transform(
 
     def guided(denoiser):
         if guidance_rescale:
-            return guidance.guide_rescaled(
+            return guide_rescaled(
                 denoiser, schedule, guidance_scale, null, guidance_rescale
             )
-        return guidance.guide(denoiser, guidance_scale, null)
+        guide = guidance if callable(guidance) else GUIDANCE[guidance]
+        return guide(denoiser, guidance_scale, null)
 
     def bounded(denoiser):
         if dynamic_percentile is not None:
@@ -81,7 +94,7 @@ def make_transform(
         if guidance_scale != 1:
             denoiser = guided(denoiser)
         if guidance_interval:
-            denoiser = guidance.within(denoiser, plain, schedule, *guidance_interval)
+            denoiser = within(denoiser, plain, schedule, *guidance_interval)
         return bounded(denoiser) if clip else denoiser
 
     transform(lambda x_t, t, cond=None: None)  # what it refuses, it refuses now

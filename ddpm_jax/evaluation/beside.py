@@ -7,10 +7,9 @@ import jax
 
 from ddpm_jax.data import images
 from ddpm_jax.distributed import devices, multihost
-from ddpm_jax.errors import one_line
+from ddpm_jax.errors import ConfigError, one_line
 from ddpm_jax.evaluation import online
 from ddpm_jax.experiment import build as experiments
-from ddpm_jax.experiment.config import ConfigError
 
 
 @contextlib.contextmanager

@@ -12,9 +12,9 @@ from safetensors.numpy import load_file, save_file
 from ddpm_jax import cache
 from ddpm_jax.data.base import gather
 from ddpm_jax.distributed import multihost
-from ddpm_jax.errors import unknown
+from ddpm_jax.errors import ConfigError, unknown
 from ddpm_jax.evaluation import references
-from ddpm_jax.experiment.config import ConfigError, function_of
+from ddpm_jax.experiment import code
 from ddpm_jax.experiment.sections import attempt
 from ddpm_jax.files import whole
 from ddpm_jax.metrics.features import base, classifier
@@ -22,7 +22,7 @@ from ddpm_jax.metrics.features.base import Extractor, Outputs
 from ddpm_jax.sampling.partial import key_of
 
 MOST_IMAGES = 50_000  # that the classifier is trained on, evenly spread
-NAMES = ("inception", "classifier", "pixels", "FILE.py")
+NAMES = ("inception", "classifier", "pixels", "FILE.py:FUNCTION")
 
 
 def open_extractor(
@@ -35,9 +35,10 @@ def open_extractor(
 
     Args:
       name: "inception"; "classifier", trained on the config's own images the first
-        time; "pixels"; or a Python file that defines make_features(image_shape) ->
-        (params, apply), with apply(params, uint8 images [batch, height, width,
-        channels]) -> features [batch, dim].
+        time; "pixels"; or "file.py:function" or "package.module:function", of a
+        function image_shape -> (params, apply), with apply(params, uint8 images [batch,
+        height, width, channels]) -> features [batch, dim]. A file alone means its
+        function make_features.
       config: whose images it is for.
       weights: the file of the Inception network's.
       convention: how images come to its size (see `metrics.features.resize`).
@@ -55,9 +56,10 @@ def open_extractor(
         return base.pixels()
     if name == "classifier":
         return base.classifier(multihost.of_first(_trained(config)))
-    if not name.endswith(".py"):
+    name = f"{name}:make_features" if name.endswith(".py") else name
+    if ":" not in name:
         raise ConfigError(f"--features {name}: {unknown('network', name, NAMES)}")
-    return _from_file(name, config)
+    return _of_others(name, config)
 
 
 def _trained(config):
@@ -84,14 +86,18 @@ def _trained(config):
         return params
 
 
-def _from_file(path, config):
+def _of_others(name, config):
     if config is None:
-        raise ConfigError(f"--features {path} needs the size of images: give --config")
-    make_features = function_of(path, "make_features")
-    params, function = make_features(tuple(config["image_shape"]))
-    code = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    weights = base.fingerprint(params)
-    protocol = {"name": Path(path).stem, "code": code, "weights": weights}
+        raise ConfigError(f"--features {name} needs the size of images: give --config")
+    params, function = code.named(name)(tuple(config["image_shape"]))
+    place, _, function_name = name.rpartition(":")
+    short = Path(place).stem
+    if function_name != "make_features":
+        short += f":{function_name}"
+    protocol = {"name": short}
+    if place.endswith(".py"):
+        protocol["code"] = hashlib.sha256(Path(place).read_bytes()).hexdigest()
+    protocol["weights"] = base.fingerprint(params)
 
     def apply(params, images):
         return Outputs(function(params, images))

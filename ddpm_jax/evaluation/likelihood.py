@@ -9,12 +9,12 @@ import numpy as np
 from ddpm_jax.data import images
 from ddpm_jax.diffusion import bound, denoisers, likelihood, timesteps
 from ddpm_jax.distributed import devices
+from ddpm_jax.errors import ConfigError
 from ddpm_jax.evaluation.image_sets import Subject
 from ddpm_jax.evaluation.report import Score
 from ddpm_jax.evaluation.results import Book
 from ddpm_jax.experiment import build as experiments
 from ddpm_jax.experiment.build import Experiment
-from ddpm_jax.experiment.config import ConfigError
 from ddpm_jax.metrics.features.base import fingerprint
 
 

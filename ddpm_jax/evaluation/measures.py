@@ -3,11 +3,11 @@
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple
 
+from ddpm_jax.errors import ConfigError
 from ddpm_jax.evaluation import image_sets
 from ddpm_jax.evaluation.image_sets import Subject
 from ddpm_jax.evaluation.report import Score
 from ddpm_jax.evaluation.results import Book
-from ddpm_jax.experiment.config import ConfigError
 from ddpm_jax.metrics.by_name import METRICS, Value, check
 from ddpm_jax.metrics.features.base import Extractor, Outputs
 from ddpm_jax.metrics.statistics import Statistics

@@ -4,11 +4,10 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from ddpm_jax.errors import unknown
+from ddpm_jax.errors import ConfigError, unknown
 from ddpm_jax.evaluation import extractors, image_sets, measures, references
 from ddpm_jax.experiment import build as experiments
 from ddpm_jax.experiment.build import Experiment
-from ddpm_jax.experiment.config import ConfigError
 from ddpm_jax.experiment.sections import attempt, call
 from ddpm_jax.metrics.by_name import METRICS, Value, check
 

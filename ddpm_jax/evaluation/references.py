@@ -8,9 +8,9 @@ import jax
 from ddpm_jax import cache, datasets
 from ddpm_jax.data.base import Source, in_memory
 from ddpm_jax.distributed import multihost
+from ddpm_jax.errors import ConfigError
 from ddpm_jax.evaluation import image_sets
 from ddpm_jax.evaluation.image_sets import Subject
-from ddpm_jax.experiment.config import ConfigError
 from ddpm_jax.metrics import statistics
 from ddpm_jax.metrics.features.base import Extractor
 from ddpm_jax.metrics.statistics import Statistics

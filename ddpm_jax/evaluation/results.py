@@ -7,9 +7,9 @@ from typing import Any
 import jax
 
 from ddpm_jax.distributed import multihost
+from ddpm_jax.errors import ConfigError
 from ddpm_jax.evaluation import report
 from ddpm_jax.evaluation.report import Score
-from ddpm_jax.experiment.config import ConfigError
 from ddpm_jax.files import locked
 from ddpm_jax.sampling.partial import Store
 from ddpm_jax.version import VERSION

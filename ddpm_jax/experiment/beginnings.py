@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from ddpm_jax.errors import ConfigError
 from ddpm_jax.experiment import config, load, run
 from ddpm_jax.experiment.build import Experiment, build, complete
-from ddpm_jax.experiment.config import ConfigError
 from ddpm_jax.interop.layout import leaves
 
 # Of the section `network`, what may be other than the model's: classes, the learned

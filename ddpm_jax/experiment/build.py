@@ -4,7 +4,6 @@ Below this file and `datasets` nothing reads a config; above, nothing makes a pa
 hand.
 """
 
-import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,12 +14,13 @@ import optax
 
 from ddpm_jax import networks
 from ddpm_jax.data import images
-from ddpm_jax.diffusion import denoisers, losses, samplers, schedules, transforms
+from ddpm_jax.diffusion import denoisers, guidance, samplers, schedules, transforms
 from ddpm_jax.diffusion import timesteps as timesteps_module
 from ddpm_jax.diffusion.samplers import loop
 from ddpm_jax.distributed import devices
-from ddpm_jax.experiment.config import ConfigError
-from ddpm_jax.experiment.sections import attempt, call, choose, make
+from ddpm_jax.errors import ConfigError
+from ddpm_jax.experiment.registry import choose, make, resolved
+from ddpm_jax.experiment.sections import attempt, call, signature
 from ddpm_jax.training import optimizers
 from ddpm_jax.training.keys import random_key
 from ddpm_jax.training.step import TrainState, init_state, make_train_step
@@ -123,22 +123,20 @@ def build(config: dict[str, Any]) -> Experiment:
     image_shape = tuple(config["image_shape"])
     num_classes = config.get("network", {}).get("num_classes", 0)
     schedule = make_schedule(config)
-    network = make(config, "network", networks, networks.Network)
+    network = make(config, "network")
     predicts = config.get("loss", {}).get("predicts", "eps")
-    loss_fn = make(config, "loss", losses, losses.LossFn, network.apply, schedule)
+    loss_fn = make(config, "loss", network.apply, schedule)
     end = train_options(config).num_steps if "train" in config else None
-    settings = config.get("optimizer", {})
+    settings = resolved(config, "optimizer", "name", optimizers.OPTIMIZERS)
     tx, learning_rate = call(
         settings, "optimizer", optimizers.make_optimizer, num_steps=end
     )
-    sampler = make(config, "sampler", samplers, samplers.Sampler, schedule)
-    timesteps = make(
-        config, "timesteps", timesteps_module, timesteps_module.Timesteps, schedule
-    )
+    sampler = make(config, "sampler", schedule)
+    timesteps = make(config, "timesteps", schedule)
     has_null = bool(num_classes and config["network"].get("label_dropout"))
     null = num_classes if has_null else None
     transform = call(
-        config.get("denoiser", {}),
+        resolved(config, "denoiser", "guidance", guidance.GUIDANCE),
         "denoiser",
         transforms.make_transform,
         schedule,
@@ -191,7 +189,7 @@ def make_schedule(config: dict[str, Any]) -> schedules.Schedule:
             f"config.schedule.zero_terminal_snr must be True or False, got {rescale!r}"
         )
     config = {**config, "schedule": section}
-    schedule = make(config, "schedule", schedules, schedules.Schedule)
+    schedule = make(config, "schedule")
     if rescale:
         schedule = attempt("schedule", schedules.zero_terminal_snr, schedule)
     return schedule
@@ -199,19 +197,13 @@ def make_schedule(config: dict[str, Any]) -> schedules.Schedule:
 
 def complete(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Returns the sections that decide samples, with the defaults of what they name."""
-    kinds = {
-        "schedule": (schedules, schedules.Schedule),
-        "network": (networks, networks.Network),
-        "loss": (losses, losses.LossFn),
-        "sampler": (samplers, samplers.Sampler),
-        "timesteps": (timesteps_module, timesteps_module.Timesteps),
-    }
-    called = {name: choose(config, name, *kind) for name, kind in kinds.items()}
+    sections = ("schedule", "network", "loss", "sampler", "timesteps")
+    called = {section: choose(config, section) for section in sections}
     called["denoiser"] = transforms.make_transform
     return {
         name: {
             key: parameter.default
-            for key, parameter in inspect.signature(function).parameters.items()
+            for key, parameter in signature(function).parameters.items()
             if parameter.default is not parameter.empty
         }
         | config.get(name, {})

@@ -8,13 +8,11 @@ constructor each; `experiment.build` reads them, nothing below it does.
 import ast
 import inspect
 import json
-import runpy
-import traceback
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
-from ddpm_jax.errors import unknown
+from ddpm_jax.errors import ConfigError, unknown
+from ddpm_jax.experiment.code import explained, function_of
 
 SECTIONS = (
     "schedule",
@@ -35,10 +33,6 @@ LISTS = (
     ("network", "attention_resolutions"),
     ("timesteps", "times"),
 )
-
-
-class ConfigError(Exception):
-    """Something in a config, or in what it names, that its author can mend."""
 
 
 def load(spec: str, overrides: Iterable[str] = ()) -> dict[str, Any]:
@@ -62,38 +56,8 @@ def load(spec: str, overrides: Iterable[str] = ()) -> dict[str, Any]:
     try:
         config = get_config(variant) if variant else get_config()
     except Exception as error:  # whatever the file does
-        raise ConfigError(_of_file(path, error)) from error
+        raise ConfigError(explained(path, error)) from error
     return override(config, overrides)
-
-
-def function_of(path: str, name: str) -> Callable:
-    """Runs a Python file and returns a function that it defines.
-
-    Raises:
-      ConfigError: if there is no such file, it fails, or does not define the function.
-    """
-    if not Path(path).is_file():
-        raise ConfigError(f"no file {path!r}")
-    try:
-        function = runpy.run_path(path).get(name)
-    except Exception as error:  # whatever the file does
-        raise ConfigError(_of_file(path, error)) from error
-    if not callable(function):
-        raise ConfigError(f"{path} does not define a function {name}()")
-    return function
-
-
-def _of_file(path: str, error: Exception) -> str:
-    """What a file says is wrong; where it fails without a word to its user, where."""
-    if isinstance(error, (ValueError, SyntaxError)) and str(error):
-        return f"{path}: {error}"
-    lines = [
-        frame.lineno
-        for frame in traceback.extract_tb(error.__traceback__)
-        if frame.filename == path
-    ]
-    place = f"{path}, line {lines[-1]}" if lines else path
-    return f"{place}: {traceback.format_exception_only(error)[-1].strip()}"
 
 
 def override(config: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:

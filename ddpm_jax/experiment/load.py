@@ -5,9 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ddpm_jax.experiment import config, run
+from ddpm_jax.errors import ConfigError
+from ddpm_jax.experiment import code, config, run
 from ddpm_jax.experiment.build import Experiment, build
-from ddpm_jax.experiment.config import ConfigError
 from ddpm_jax.interop import openai
 from ddpm_jax.interop.published import open_pretrained
 
@@ -59,7 +59,7 @@ def from_run(
     Raises:
       ConfigError: if the folder does not hold a run, or no such checkpoint.
     """
-    settings = run.read_config(workdir)
+    settings = code.kept(workdir, run.read_config(workdir))
     step = run.find_step(workdir, step)
     weights = "ema" if ema else "raw"
     origin = {"workdir": str(Path(workdir)), "step": step, "weights": weights}

@@ -13,9 +13,10 @@ import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
+from ddpm_jax.errors import ConfigError
 from ddpm_jax.experiment import build as experiments
 from ddpm_jax.experiment.build import Experiment, TrainOptions
-from ddpm_jax.experiment.config import ConfigError, override
+from ddpm_jax.experiment.config import override
 
 
 class Plan(NamedTuple):

@@ -5,12 +5,12 @@ A model that was trained otherwise can still be sampled: only trainings are comp
 
 from typing import Any
 
-from ddpm_jax import networks
 from ddpm_jax.data import images
 from ddpm_jax.diffusion import schedules
+from ddpm_jax.errors import ConfigError
 from ddpm_jax.experiment.build import make_schedule, train_options
-from ddpm_jax.experiment.config import ConfigError
-from ddpm_jax.experiment.sections import attempt, make
+from ddpm_jax.experiment.registry import make
+from ddpm_jax.experiment.sections import attempt
 from ddpm_jax.training import optimizers
 
 
@@ -31,7 +31,7 @@ def of_training(config: dict[str, Any]) -> list[str]:
             "--config.train.sample_every=0, or an image_shape of 1 or 3 channels"
         )
     rate = config.get("optimizer", {})
-    network = make(config, "network", networks, networks.Network)
+    network = make(config, "network")
     return [
         *attempt("optimizer", optimizers.remarks, options.num_steps, **rate),
         *network.remarks(image_shape),

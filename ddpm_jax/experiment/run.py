@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_jax.data.contents import Contents
-from ddpm_jax.experiment import config
+from ddpm_jax.errors import ConfigError
+from ddpm_jax.experiment import code, config
 from ddpm_jax.experiment.build import Experiment, build
-from ddpm_jax.experiment.config import ConfigError
 from ddpm_jax.files import whole
 from ddpm_jax.training.checkpoints import Checkpoints
 from ddpm_jax.training.checksums import DamagedError
@@ -121,7 +121,8 @@ def write(workdir: Path, settings: dict[str, Any], params) -> None:
 
 
 def write_config(workdir: Path, settings: dict[str, Any]) -> None:
-    """Writes the config of a run, whole or not at all."""
+    """Writes the config of a run, whole or not at all, and the files that it names."""
+    code.keep(workdir, settings)
     with whole(workdir / "config.json") as partial:
         partial.write_text(json.dumps(settings, indent=2) + "\n")
 
@@ -199,7 +200,7 @@ def changes(workdir: Path, settings: dict[str, Any]) -> list[str]:
             f"{workdir} holds a run of another config ({'; '.join(refused)}): "
             "choose another --workdir"
         )
-    return [*said.values()]
+    return [*said.values(), *code.changed(workdir, settings)]
 
 
 @contextmanager
@@ -239,7 +240,9 @@ def load(
     Raises:
       ConfigError: if the folder does not hold a run, or no such checkpoint.
     """
-    experiment = build(read_config(workdir) if settings is None else settings)
+    if settings is None:
+        settings = code.kept(workdir, read_config(workdir))
+    experiment = build(settings)
     return experiment, load_params(workdir, experiment, ema, step)
 
 

@@ -1,7 +1,6 @@
 """Calling constructors with the sections of a config, and saying what does not fit.
 
-A section is the keyword arguments of one constructor, chosen by `name` from a module:
-what the module defines with the right return type is what there is to choose from.
+A section is the keyword arguments of one constructor, which `registry` finds by `name`.
 """
 
 import collections.abc
@@ -11,54 +10,10 @@ import types
 import typing
 from collections.abc import Callable
 
-from ddpm_jax.errors import reason, unknown
-from ddpm_jax.experiment.config import ConfigError
+from ddpm_jax.errors import ConfigError, reason, unknown
 
 # What a constructor may raise over a value that it was given.
 REFUSALS = (ValueError, TypeError, ArithmeticError, LookupError, OSError)
-
-
-def choose(config, section: str, module: types.ModuleType, kind) -> Callable:
-    """Returns the constructor that a section names.
-
-    Args:
-      config: the config.
-      section: the section, whose `name` chooses.
-      module: where the constructors are.
-      kind: what they return, as annotated; a function that takes one is none.
-
-    Raises:
-      ConfigError: for an unknown name.
-    """
-    known = {
-        name: value
-        for name, value in vars(module).items()
-        if not name.startswith("_")
-        and [k for k, v in getattr(value, "__annotations__", {}).items() if v is kind]
-        == ["return"]
-    }
-    name = config.get(section, {}).get("name")
-    if name not in known:
-        raise ConfigError(f"config.{section}: {unknown('name', str(name), known)}")
-    return known[name]
-
-
-def make(config, section: str, module: types.ModuleType, kind, *given):
-    """Calls the constructor that a section names, with the rest of the section.
-
-    Args:
-      config: the config.
-      section: the section.
-      module: where the constructors are.
-      kind: what they return, as annotated.
-      *given: their first arguments, which a config does not hold.
-
-    Raises:
-      ConfigError: for an unknown name or key, and for what the constructor refuses.
-    """
-    constructor = choose(config, section, module, kind)
-    settings = {k: v for k, v in config[section].items() if k != "name"}
-    return call(settings, section, constructor, *given)
 
 
 def call(settings, section: str, constructor: Callable, *given, also=(), **fixed):
@@ -76,7 +31,7 @@ def call(settings, section: str, constructor: Callable, *given, also=(), **fixed
       ConfigError: for an unknown key or a value of another type, naming the key, and
         for what the constructor refuses.
     """
-    parameters = inspect.signature(constructor).parameters
+    parameters = signature(constructor).parameters
     is_open = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     accepted = {*list(parameters)[len(given) :], *also} - {*fixed}
     for key, value in settings.items():
@@ -89,6 +44,14 @@ def call(settings, section: str, constructor: Callable, *given, also=(), **fixed
         elif not is_open:
             raise ConfigError(unknown(f"config.{section} key", key, accepted))
     return attempt(section, constructor, *given, **settings, **fixed)
+
+
+def signature(constructor: Callable) -> inspect.Signature:
+    """Returns the signature of a constructor, its annotations no strings."""
+    try:
+        return inspect.signature(constructor, eval_str=True)
+    except Exception:  # a name that is not there at run time
+        return inspect.signature(constructor)
 
 
 def attempt(section: str, function: Callable, *args, **kwargs):
@@ -130,5 +93,6 @@ def _spoken(wanted) -> str:
         str: "text",
         bool: "True or False",
         types.NoneType: "None",
+        collections.abc.Callable: "a function",
     }
     return words.get(wanted, str(wanted))

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -45,3 +46,37 @@ def check_labels(labels, num_classes: int) -> None:
             f"labels must lie in 0 ... {num_classes - 1}, got {labels.min()} ... "
             f"{labels.max()}"
         )
+
+
+def from_flax(module, num_classes: int = 0) -> Network:
+    """Makes a network of a Flax module, such as one from another project.
+
+    Its dropout draws each example's mask from that example's key, as ours does, so a
+    loss does not depend on how a batch is cut.
+
+    Args:
+      module: called as module(x_t, index, cond, train), with x_t [batch, height, width,
+        channels], the index [batch] that counts one noising step as 0, labels [batch]
+        or None, and whether `nn.Dropout` drops (its rng is "dropout"). Its state is
+        parameters alone: no batch statistics.
+      num_classes: that it knows, 0 for none; then it is never given labels.
+    """
+
+    def init(key, image_shape):
+        x, index = jnp.zeros((1, *image_shape)), jnp.zeros((1,), jnp.int32)
+        label = index if num_classes else None
+        return module.init(key, x, index, label, False)["params"]
+
+    def apply(params, x_t, index, cond=None, dropout_keys=None):
+        if dropout_keys is None:
+            return module.apply({"params": params}, x_t, index, cond, False)
+
+        def one(x, i, label, key):
+            label = None if label is None else label[None]
+            rngs = {"dropout": key}
+            given = {"params": params}, x[None], i[None], label, True
+            return module.apply(*given, rngs=rngs)[0]
+
+        return jax.vmap(one)(x_t, index, cond, dropout_keys)
+
+    return Network(init, apply)

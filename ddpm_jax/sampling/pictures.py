@@ -13,8 +13,8 @@ import numpy as np
 from ddpm_jax.data import images
 from ddpm_jax.diffusion.timesteps import Timesteps
 from ddpm_jax.distributed import devices, multihost
+from ddpm_jax.errors import ConfigError
 from ddpm_jax.experiment import config
-from ddpm_jax.experiment.config import ConfigError
 from ddpm_jax.files import whole
 from ddpm_jax.sampling.partial import Store
 

@@ -15,8 +15,8 @@ from ddpm_jax.data import images
 from ddpm_jax.diffusion import editing, inverse, schedules, timesteps
 from ddpm_jax.diffusion.denoisers import Denoiser
 from ddpm_jax.diffusion.samplers import Sampler, loop
+from ddpm_jax.errors import ConfigError
 from ddpm_jax.experiment.build import Experiment
-from ddpm_jax.experiment.config import ConfigError
 
 
 class Edit(NamedTuple):

@@ -11,7 +11,12 @@ from jaxtyping import Array, Float
 
 from ddpm_jax.errors import unknown
 
-OPTIMIZERS = ("adam", "adamw", "adamax", "sgd")
+OPTIMIZERS = {
+    "adam": optax.adam,
+    "adamw": optax.adamw,
+    "adamax": optax.adamax,
+    "sgd": optax.sgd,
+}
 DECAYS = ("constant", "cosine", "linear")
 DTYPES = (None, "float32", "bfloat16")  # float16 has no room for small gradients
 # What the settings of optax must be, in words and as a rule.
@@ -32,7 +37,7 @@ _RULES = {
 
 
 def make_optimizer(
-    name: str = "adam",
+    name: str | Callable = "adam",
     learning_rate: float = 2e-4,
     warmup_steps: int = 0,
     decay: str = "constant",
@@ -44,7 +49,8 @@ def make_optimizer(
     """Makes an optimizer and the learning rate it follows.
 
     Args:
-      name: "adam", "adamw", "adamax" or "sgd", as optax calls them.
+      name: "adam", "adamw", "adamax" or "sgd", as optax calls them; or a function of
+        the same form, (learning_rate, **settings) -> GradientTransformation.
       learning_rate: its peak.
       warmup_steps: steps over which it rises from 0, linearly.
       decay: "constant", or to 0 after the warm-up along a "cosine" or "linear".
@@ -62,8 +68,9 @@ def make_optimizer(
         numbers with which nothing can be trained.
       TypeError: for a setting that the optax optimizer does not have.
     """
-    if name not in OPTIMIZERS:
+    if not callable(name) and name not in OPTIMIZERS:
         raise ValueError(unknown("optimizer", name, OPTIMIZERS))
+    make = name if callable(name) else OPTIMIZERS[name]
     if not 0 < learning_rate < math.inf or warmup_steps < 0:
         raise ValueError("learning_rate must be positive, warmup_steps not negative")
     if clip_norm is not None and not clip_norm > 0:
@@ -71,14 +78,13 @@ def make_optimizer(
     if decay_steps is None and num_steps is not None:
         decay_steps = max(num_steps, warmup_steps + 1)
     rate = _learning_rate(learning_rate, warmup_steps, decay, decay_steps)
-    make = getattr(optax, name)
     known = {
         *inspect.signature(make_optimizer).parameters,
         *inspect.signature(make).parameters,
     } - {"settings"}
     for setting in settings:
         if setting not in known:
-            raise TypeError(unknown(f"setting of {name}", setting, known))
+            raise TypeError(unknown(f"setting of {make.__name__}", setting, known))
     for setting in settings.keys() & _RULES.keys():
         words, fits = _RULES[setting]
         if not fits(settings[setting]):

@@ -194,3 +194,6 @@ def _extrapolate(weak: Prediction, strong: Prediction, scale) -> Prediction:
 def _interleave(a: Array | np.ndarray, b: Array | np.ndarray) -> Array:
     """[a0, b0, a1, b1, ...] along the first axis."""
     return jnp.stack([a, b], axis=1).reshape(2 * a.shape[0], *a.shape[1:])
+
+
+GUIDANCE = {"cfg": guide}

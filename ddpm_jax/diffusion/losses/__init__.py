@@ -140,3 +140,10 @@ def _call(apply, schedule, params, batch, key):
     x_t = diffuse(schedule, x_0, t, eps)
     called = call_network(apply, params, x_t, t, batch.get("label"), dropout_keys)
     return x_0, x_t, t, eps, *called
+
+
+LOSSES = {
+    "simple": simple,
+    "hybrid": hybrid,
+    "vlb": vlb,
+}

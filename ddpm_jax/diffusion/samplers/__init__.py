@@ -25,7 +25,20 @@ from ddpm_jax.diffusion.samplers.first_order import ddim, ddpm
 from ddpm_jax.diffusion.samplers.predictor_corrector import unipc
 from ddpm_jax.diffusion.samplers.sde import probability_flow, reverse_sde
 
+SAMPLERS = {
+    "ddpm": ddpm,
+    "ddim": ddim,
+    "dpmpp_2m": dpmpp_2m,
+    "dpmpp_3m": dpmpp_3m,
+    "unipc": unipc,
+    "plms": plms,
+    "heun": heun,
+    "probability_flow": probability_flow,
+    "reverse_sde": reverse_sde,
+}
+
 __all__ = [
+    "SAMPLERS",
     "Sampler",
     "SamplerState",
     "ddim",

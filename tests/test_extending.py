@@ -1,0 +1,127 @@
+"""`docs/extending.md`, run: every part of a model by somebody else."""
+
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import call, random_params
+
+from ddpm_jax import evaluate, sample, train
+from ddpm_jax.errors import ConfigError
+from ddpm_jax.experiment import build, config, load, registry
+from ddpm_jax.experiment import run as runs
+
+PARTS = {
+    "schedule": "{'name': 'mine.py:straight', 'num_steps': 20}",
+    "network": "{'name': 'mine.py:small', 'width': 4, 'num_classes': 10}",
+    "loss": "{'name': 'mine.py:absolute'}",
+    "optimizer": "{'name': 'mine.py:heavy', 'momentum': 0.5, 'learning_rate': 0.01}",
+    "sampler": "{'name': 'mine.py:plain', 'noise': 0.5}",
+    "timesteps": "{'name': 'mine.py:two'}",
+    "data": "{'name': 'mine.py:stripes', 'num': 16, 'batch_size': 8}",
+    "train": "{'num_steps': 2, 'sample_every': 0, 'num_samples': 8}",
+}
+OVERRIDES = [f"{section}={value}" for section, value in PARTS.items()]
+RECIPE = os.path.abspath("configs/digits.py")
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """The file of the page, in the folder where commands are started."""
+    blocks = re.findall(
+        r"```python\n(.*?)```", Path("docs/extending.md").read_text(), re.S
+    )
+    monkeypatch.chdir(tmp_path)
+    path = Path("mine.py")
+    path.write_text("from __future__ import annotations\n\n" + "\n\n".join(blocks))
+    return path
+
+
+def trained(workdir="runs/mine"):
+    train.train(config.load(RECIPE, OVERRIDES), workdir)
+    return workdir
+
+
+def samples(workdir, *more):
+    given = "--workdir", workdir, "--num", "4", "--out", "samples.npz", *more
+    call(sample, *given)
+    with np.load("samples.npz") as drawn:
+        return drawn["images"]
+
+
+def test_the_page(mine):
+    """It trains, draws and is scored; the copy in the run serves when it is gone."""
+    workdir = trained()
+    drawn = samples(workdir)
+    assert drawn.shape == (4, 8, 8, 1)
+    given = "--metrics", "fd", "--num", "8", "--features", "mine.py:corners"
+    call(evaluate, "--workdir", workdir, *given, "--reference", "train")
+    mine.rename("elsewhere.py")
+    np.testing.assert_array_equal(samples(workdir), drawn)
+
+
+def test_what_was_trained_is_what_is_loaded(mine):
+    workdir = trained()
+    before = samples(workdir)
+    mine.write_text(mine.read_text().replace("(1 - noise)", "(0.5 - noise)"))
+    np.testing.assert_array_equal(samples(workdir), before)
+    changed = runs.changes(Path(workdir), config.load(RECIPE, OVERRIDES))
+    assert len(changed) == 1 and "mine.py has changed since" in changed[0]
+    named = config.load(RECIPE, OVERRIDES)["sampler"]["name"]
+    assert load.from_run(workdir).config["sampler"]["name"] != named == "mine.py:plain"
+
+
+def test_guidance_is_asked_with_its_scale(mine):
+    drawn = []
+    for changes in (
+        ["guidance=mine.py:halved", "guidance_scale=3.0"],
+        ["guidance_scale=2.0"],
+    ):
+        built = build.build(config.load(RECIPE, [f"denoiser.{c}" for c in changes]))
+        denoiser = built.denoiser(random_params(built), np.array([1, 2], np.int32))
+        drawn.append(denoiser(np.ones((2, 8, 8, 1), np.float32), 500).x_0)
+    np.testing.assert_array_equal(*drawn)
+    with pytest.raises(ConfigError, match="needs a guidance_scale other than 1"):
+        build.build(config.load(RECIPE, ["denoiser.guidance=mine.py:halved"]))
+
+
+def test_an_installed_package():
+    lion = "optimizer={'name': 'optax:lion', 'b1': 0.8}"
+    build.build(config.load(RECIPE, [lion]))
+    with pytest.raises(ConfigError, match="unknown setting of lion 'b3'"):
+        build.build(config.load(RECIPE, [lion.replace("b1", "b3")]))
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ("network.width='wide'", "config.network.width must be a whole number"),
+        ("network.wdth=3", "unknown config.network key 'wdth'; did you mean 'width'"),
+        ("sampler={'name': 'mine.py:two'}", "mine.py:two must return a Sampler, and"),
+        ("sampler.name=mine.py:no", "does not define a function no"),
+        ("sampler.name=nowhere.py:f", "config.sampler: no file 'nowhere.py'"),
+        ("sampler.name=no.where:f", "config.sampler: no.where:f: No module named 'no'"),
+        ("sampler.name=optax:no", "optax does not define a function no"),
+        ("sampler.name=dimm", "did you mean 'ddim'"),
+        ("optimizer.name=mine.py:no", "config.optimizer.name: mine.py does not define"),
+    ],
+)
+def test_what_does_not_fit_is_said_as_for_ours(mine, change, said):
+    with pytest.raises(ConfigError, match=said):
+        build.build(config.load(RECIPE, [*OVERRIDES, change]))
+
+
+def test_a_file_that_fails_is_named(mine):
+    mine.write_text("import nothing_here")
+    with pytest.raises(ConfigError, match="mine.py, line 1: ModuleNotFoundError"):
+        registry.choose({"sampler": {"name": "mine.py:plain"}}, "sampler")
+
+
+def test_every_section_names_its_parts():
+    """By the table, and nothing else: no function of a module by accident."""
+    for section, family in registry.FAMILIES.items():
+        assert all(callable(each) for each in family.known.values()), section
+        with pytest.raises(ConfigError, match="unknown name"):
+            registry.choose({section: {"name": "check_labels"}}, section)

@@ -65,7 +65,7 @@ def _plain(value):
 def changed(args, dtype, batch_size, name):
     """The settings of a training without an end."""
     given = [f"data.data_dir={args.data_dir}"] if args.data_dir else []
-    settings = config.load(args.config, [*given, *args.overrides])
+    settings = config.read_config(args.config, [*given, *args.overrides])
     settings["network"] |= {"dtype": dtype}
     settings["data"] |= {"batch_size": batch_size}
     settings["train"] |= dict(num_steps=FOREVER, save_every=FOREVER, sample_every=0)

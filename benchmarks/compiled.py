@@ -39,7 +39,7 @@ COLUMNS = (
 
 def row(recipe: str, name: str, changes: list[str]) -> list[str]:
     """Returns the row of a recipe."""
-    topology, settings = topologies.parse(name), config.load(recipe, changes)
+    topology, settings = topologies.parse(name), config.read_config(recipe, changes)
     plan, _ = plans.with_lighter(settings, topology.num_devices)
     share = plan.batch_size // plan.devices
     cells = [recipe, name, f"{share:,}"]

@@ -6,7 +6,7 @@ one fixed batch on the device, where ours reads its data. Part of accelerator.py
 
 import time
 
-from ddpm_jax.experiment import build
+from ddpm_jax.experiment.model import complete
 from ddpm_jax.interop.unet2d import export_network
 
 
@@ -25,7 +25,7 @@ def run(settings, seconds, device):
         return {"left_out": str(error)}
     if device == "cuda" and not torch.cuda.is_available():
         return {"left_out": f"torch {torch.__version__} sees no CUDA GPU"}
-    network = build.complete(settings)["network"]
+    network = complete(settings)["network"]
     if network["num_classes"]:
         return {"left_out": "only networks without classes are compared"}
     theirs = export_network(settings["image_shape"], network, 0)

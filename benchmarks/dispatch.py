@@ -27,7 +27,7 @@ def measure(calls, per_call):
     from ddpm_jax.training.optimizers import make_optimizer
     from ddpm_jax.training.step import init_state, make_train_step
 
-    shapes = build.build(config.load("configs/cifar.py")).abstract_state().params
+    shapes = build.build(config.read_config("configs/cifar.py")).abstract_state().params
     params = jax.tree.map(lambda _: np.ones(2, np.float32), shapes)
     tx, _ = make_optimizer("adam", 2e-4, warmup_steps=5000)
 

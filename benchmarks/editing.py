@@ -72,7 +72,8 @@ def main():
     parser.add_argument("--workdir", default="runs/digits")
     parser.add_argument("--steps", type=int, default=50)
     args = parser.parse_args()
-    run, params = ddpm_jax.load(args.workdir)
+    run = ddpm_jax.load(args.workdir)
+    params = run.params
     schedule, test = run.schedule, digits("test")
     pictures = np.stack([test[i][0] for i in range(len(test))])
     labels = np.array([test[i][1] for i in range(len(test))])

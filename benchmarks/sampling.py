@@ -14,7 +14,9 @@ import numpy as np
 
 from ddpm_jax.diffusion import samplers, timesteps
 from ddpm_jax.diffusion.samplers import loop
-from ddpm_jax.experiment import build, config
+from ddpm_jax.experiment import config
+from ddpm_jax.experiment.model import build_model
+from ddpm_jax.sampling.draw import sample_keys, sample_labels
 
 NAMES = ("ddpm", "ddim", "dpmpp_2m", "dpmpp_3m", "unipc", "plms", "heun")
 
@@ -24,10 +26,10 @@ def main():
     parser.add_argument("--config", default="configs/digits.py")
     parser.add_argument("--num", type=int, default=64, help="images (default: 64)")
     args = parser.parse_args()
-    run = build.build(config.load(args.config))
-    params = run.init(jax.random.key(0)).params
-    keys = build.sample_keys(0, args.num)
-    labels = build.sample_labels(run.num_classes, args.num)
+    run = build_model(config.read_config(args.config))
+    params = run.network.init(jax.random.key(0), run.image_shape)
+    keys = sample_keys(0, args.num)
+    labels = sample_labels(run.num_classes, args.num)
     jax.config.update("jax_enable_compilation_cache", False)
     print(f"{'sampler':10} {'steps':>5} {'compiling':>10} {'memory':>9} {'a step':>9}")
     for name in NAMES:

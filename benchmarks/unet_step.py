@@ -20,7 +20,9 @@ from tqdm import tqdm
 
 from ddpm_jax.experiment import build as experiment
 from ddpm_jax.experiment import config
+from ddpm_jax.experiment.model import complete
 from ddpm_jax.interop.unet2d import export_network
+from ddpm_jax.sampling.draw import sample_keys
 from ddpm_jax.training.step import make_train_step
 
 STEPS = 5  # of DDIM
@@ -31,9 +33,9 @@ DDIM = ("sampler={'name': 'ddim', 'eta': 0.0}", f"timesteps.num_steps={STEPS}")
 
 def build(recipe, *changes):
     """Returns our experiment and diffusers' model of the same network."""
-    settings = config.load(f"configs/{recipe}.py", changes)
+    settings = config.read_config(f"configs/{recipe}.py", changes)
     made = experiment.build(settings)
-    network = experiment.complete(settings)["network"]
+    network = complete(settings)["network"]
     theirs = export_network(settings["image_shape"], network, 0)
     model = UNet2DModel(**{k: v for k, v in theirs.items() if k[0] != "_"})
     params = made.abstract_state().params
@@ -49,7 +51,7 @@ def training(recipe, batch_size, *changes):
     key = jax.random.key(0)
     state = jax.jit(made.init)(key)
     pixels = np.random.default_rng(0).integers(
-        0, 256, (batch_size, *made.image_shape), np.uint8
+        0, 256, (batch_size, *made.model.image_shape), np.uint8
     )
     batch = {
         "image": pixels,
@@ -89,12 +91,12 @@ def sampling(recipe, batch_size, *changes):
     """Samples of each, by DDIM."""
     made, model = build(recipe, *changes, *DDIM)
     params = jax.jit(made.init)(jax.random.key(0)).params
-    keys = experiment.sample_keys(0, batch_size)
-    draw = jax.jit(made.picture_fn)
+    keys = sample_keys(0, batch_size)
+    draw = jax.jit(made.model.picture_fn)
     model.eval()
     scheduler = DDIMScheduler(beta_start=1e-4, beta_end=0.02, clip_sample=True)
     scheduler.set_timesteps(STEPS)
-    height, width, channels = made.image_shape
+    height, width, channels = made.model.image_shape
 
     @torch.inference_mode()
     def theirs():
@@ -110,8 +112,11 @@ def call(recipe, *changes):
     """The network alone, on one image."""
     made, model = build(recipe, *changes)
     params = jax.jit(made.init)(jax.random.key(0)).params
-    apply = jax.jit(made.network.apply)
-    x, index = np.zeros((1, *made.image_shape), np.float32), np.array([10], np.int32)
+    apply = jax.jit(made.model.network.apply)
+    x, index = (
+        np.zeros((1, *made.model.image_shape), np.float32),
+        np.array([10], np.int32),
+    )
     model.eval()
     given = torch.from_numpy(x).permute(0, 3, 1, 2), torch.tensor([10])
 

@@ -15,7 +15,7 @@ import jax
 from ddpm_jax.cli import arguments, command
 from ddpm_jax.errors import ConfigError
 from ddpm_jax.experiment import run
-from ddpm_jax.experiment.build import build
+from ddpm_jax.experiment.model import build_model
 from ddpm_jax.interop import diffusers
 
 
@@ -38,20 +38,20 @@ def main(args: argparse.Namespace) -> None:
     out = Path(args.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"--out {out}: it is there already; give a new folder")
-    model = arguments.model(args)
-    experiment = build(model.config)
-    params = model.load_params(experiment)
+    trained = arguments.trained(args)
+    model = build_model(trained.config)
+    params = trained.load_params(model)
     kind = args.format or ("run" if args.pretrained else "diffusers")
     if kind == "diffusers":
-        diffusers.export(model.config, experiment.schedule, params, out)
+        diffusers.export(model.config, model.schedule, params, out)
     else:
         run.write(out, model.config, params)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     print(f"wrote {out}, {count:,} parameters")
-    if kind == "diffusers" and experiment.num_classes:
+    if kind == "diffusers" and model.num_classes:
         note = "DDPMPipeline gives no labels: sample this one with UNet2DModel"
         if model.config["network"].get("label_dropout"):
-            note += f"; {experiment.num_classes} is the null class of guidance"
+            note += f"; {model.num_classes} is the null class of guidance"
         print(note)
 
 

@@ -46,9 +46,8 @@ from ddpm_jax.evaluation import (
 )
 from ddpm_jax.evaluation.report import Score
 from ddpm_jax.evaluation.results import Book
-from ddpm_jax.experiment import build as experiments
 from ddpm_jax.experiment import config
-from ddpm_jax.experiment.build import Experiment
+from ddpm_jax.experiment.model import Model, build_model, complete
 from ddpm_jax.experiment.sections import attempt
 from ddpm_jax.metrics.by_name import METRICS
 from ddpm_jax.metrics.features.base import fingerprint
@@ -113,21 +112,23 @@ def evaluate(args: argparse.Namespace, out: Path) -> list[Score]:
     _check(args, of_samples, of_model)
     book = Book(out)
     if args.images is not None:
-        settings = config.load(args.config, args.overrides) if args.config else None
+        settings = (
+            config.read_config(args.config, args.overrides) if args.config else None
+        )
         found = datasets.open_images(args.images, settings)
         subject = image_sets.of_source("images", found, args.num, path=args.images)
         return _score_samples(args, of_samples, [subject], settings, book)
-    model = arguments.model(args)
-    sweep = [*_sweep(args, model.config)] if of_samples else []
-    built = (run for *_, run in sweep if run is not None)
-    run = next(built, None) or experiments.build(model.config)
-    params = devices.replicate(model.load_params(run))
+    trained = arguments.trained(args)
+    sweep = [*_sweep(args, trained.config)] if of_samples else []
+    built = (model for *_, model in sweep if model is not None)
+    model = next(built, None) or build_model(trained.config)
+    params = devices.replicate(trained.load_params(model))
     scores = []
     if sweep:
-        drawn = [_subject(args, model, params, *each) for each in sweep]
-        scores += _score_samples(args, of_samples, drawn, model.config, book)
+        drawn = [_subject(args, trained, params, *each) for each in sweep]
+        scores += _score_samples(args, of_samples, drawn, trained.config, book)
     for name in of_model:
-        scores.append(_score_model(args, name, model, run, params, book))
+        scores.append(_score_model(args, name, trained, model, params, book))
     return scores
 
 
@@ -179,7 +180,7 @@ def _score_samples(args, names, sweep, settings, book):
     return scores
 
 
-def _sweep(args, settings) -> Iterator[tuple[str, dict | None, Experiment | None]]:
+def _sweep(args, settings) -> Iterator[tuple[str, dict | None, Model | None]]:
     """Yields (name, config, model) of each row; for real images the name alone.
 
     Raises:
@@ -187,8 +188,8 @@ def _sweep(args, settings) -> Iterator[tuple[str, dict | None, Experiment | None
     """
     if not args.sweep:
         changed = arguments.sampling(settings, args)
-        run = experiments.build(changed)
-        yield f"{changed['sampler']['name']}:{len(run.timesteps) - 1}", changed, run
+        model = build_model(changed)
+        yield f"{changed['sampler']['name']}:{len(model.timesteps) - 1}", changed, model
         return
     for text in args.sweep:
         name, _, parts = text.partition(":")
@@ -202,39 +203,39 @@ def _sweep(args, settings) -> Iterator[tuple[str, dict | None, Experiment | None
             one = {**vars(args), "sampler": sampler, "steps": int(steps)}
             one["timesteps"] = spacing or args.timesteps
             changed = arguments.sampling(settings, argparse.Namespace(**one))
-            yield f"{name}:{steps}", changed, experiments.build(changed)
+            yield f"{name}:{steps}", changed, build_model(changed)
 
 
-def _subject(args, model, params, name, settings, run):
+def _subject(args, trained, params, name, settings, model):
     """The images of a row."""
-    if run is None:
+    if model is None:
         split = name.removeprefix("data:")
-        return references.of_split(model.config, split, args.num)
+        return references.of_split(trained.config, split, args.num)
     num = args.num or NUM_SAMPLES
-    labels = arguments.labels(args, run.num_classes, num)
-    given = experiments.complete(settings) | {"params": fingerprint(params)}
-    if run.num_classes:
+    labels = arguments.labels(args, model.num_classes, num)
+    given = complete(settings) | {"params": fingerprint(params)}
+    if model.num_classes:
         given["classes"] = args.labels or "all in turn"
     return image_sets.of_model(
-        name, run, params, num, args.seed, labels, model=model.origin, **given
+        name, model, params, num, args.seed, labels, model=trained.origin, **given
     )
 
 
-def _score_model(args, name, model, run, params, book):
+def _score_model(args, name, trained, model, params, book):
     """Bits per dimension of real images."""
     if name == "bpd":
         way = attempt(
-            name, likelihood.bpd, run, args.variance or _variance(model.config)
+            name, likelihood.bpd, model, args.variance or _variance(trained.config)
         )
     else:
-        way = likelihood.ode_bpd(run, args.tolerance or 1e-5)
-    split = args.split or ("test" if datasets.has_splits(model.config) else "train")
-    data = references.of_split(model.config, split, args.num or NUM_IMAGES)
-    sections = experiments.complete(model.config)
+        way = likelihood.ode_bpd(model, args.tolerance or 1e-5)
+    split = args.split or ("test" if datasets.has_splits(trained.config) else "train")
+    data = references.of_split(trained.config, split, args.num or NUM_IMAGES)
+    sections = complete(trained.config)
     protocol = {name: sections[name] for name in ("schedule", "network", "loss")}
-    protocol["model"] = model.origin
+    protocol["model"] = trained.origin
     return likelihood.score(
-        way, run, params, data, args.seed, book, args.batch_size, **protocol
+        way, model, params, data, args.seed, book, args.batch_size, **protocol
     )
 
 

@@ -52,7 +52,7 @@ def main(args: argparse.Namespace) -> None:
         )
     if args.images is not None and args.split is not None:
         raise ConfigError("--split is of the data of --config, not of --images")
-    settings = config.load(args.config, args.overrides) if args.config else None
+    settings = config.read_config(args.config, args.overrides) if args.config else None
     if settings is not None:
         subject = references.of_split(settings, args.split or "train", args.num)
     else:

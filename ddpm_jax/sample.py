@@ -22,10 +22,11 @@ from ddpm_jax.data.base import digest
 from ddpm_jax.diffusion import inverse
 from ddpm_jax.distributed import multihost
 from ddpm_jax.errors import ConfigError
-from ddpm_jax.experiment import build
+from ddpm_jax.experiment.model import build_model, complete
 from ddpm_jax.metrics.features.base import fingerprint
 from ddpm_jax.sampling import pictures as drawings
 from ddpm_jax.sampling import tasks
+from ddpm_jax.sampling.draw import sample_keys
 from ddpm_jax.sampling.pictures import Drawn, Order
 from ddpm_jax.sampling.tasks import Edit
 
@@ -99,36 +100,36 @@ def order(args: argparse.Namespace) -> Order:
       ConfigError: for whatever the user can mend.
     """
     _check(args)
-    model = arguments.model(args)
-    _tell_nothing(args, model.config)
-    settings = arguments.sampling(model.config, args)
-    run = build.build(settings)
+    trained = arguments.trained(args)
+    _tell_nothing(args, trained.config)
+    settings = arguments.sampling(trained.config, args)
+    model = build_model(settings)
     watched = bool(args.gif or args.trajectory)
     shown = watched or Path(args.out).suffix.lower() != ".npz"
-    if shown and run.image_shape[2] not in images.CHANNELS:
+    if shown and model.image_shape[2] not in images.CHANNELS:
         raise ConfigError(
-            f"images of {run.image_shape[2]} channels cannot be shown: give --out an "
+            f"images of {model.image_shape[2]} channels cannot be shown: give --out an "
             ".npz, and no --gif or --trajectory"
         )
-    edit, labels = _edit(args, run), _labels(args, run)
-    kept = 2 * args.num * len(edit.timesteps) * np.prod(run.image_shape)
+    edit, labels = _edit(args, model), _labels(args, model)
+    kept = 2 * args.num * len(edit.timesteps) * np.prod(model.image_shape)
     if watched and kept > MOST_WATCHED:
         raise ConfigError(
             f"--gif and --trajectory keep every step, here {kept / 2**30:.0f} GB: "
             "give a smaller --num, or fewer --steps"
         )
-    params = model.load_params(run)
-    draw_fn = tasks.make_draw(run, edit, watched)
+    params = trained.load_params(model)
+    draw_fn = tasks.make_draw(model, edit, watched)
 
     def draw(*given):
         pictures, steps = draw_fn(*given)
         return Drawn(pictures, *(steps or ()))
 
-    keys = build.sample_keys(args.seed, args.num)
-    protocol = build.complete(settings) | _way(args)
+    keys = sample_keys(args.seed, args.num)
+    protocol = complete(settings) | _way(args)
     protocol["params"] = fingerprint(params)
-    if "classes" in model.origin:
-        protocol["classes"] = model.origin["classes"]
+    if "classes" in trained.origin:
+        protocol["classes"] = trained.origin["classes"]
     return Order(draw, params, (keys, labels, edit.given), edit.timesteps, protocol)
 
 
@@ -173,24 +174,26 @@ def _tell_nothing(args, settings):
         args.guidance_scale = 0.0
 
 
-def _edit(args, run) -> Edit:
+def _edit(args, model) -> Edit:
     """What the arguments say to draw."""
-    height, width, channels = run.image_shape
+    height, width, channels = model.image_shape
     if args.interpolate is not None:
         ends = 2 * -(-args.num // max(args.interpolate, 1))
-        noises = build.sample_keys(args.seed, ends)
-        return tasks.interpolated(run, args.num, args.interpolate, noises)
+        noises = sample_keys(args.seed, ends)
+        return tasks.interpolated(model, args.num, args.interpolate, noises)
 
     def read(paths, shape, fit=True):
         pictures = tasks.read(paths, shape, fit)
         return pictures[np.arange(args.num) % len(pictures)]
 
     if args.inpaint:
-        mask = tasks.read_mask(args.mask, args.inpaint, run.image_shape)
+        mask = tasks.read_mask(args.mask, args.inpaint, model.image_shape)
         repeats = 10 if args.repaint is None else args.repaint
-        return tasks.painted(run, read(args.inpaint, run.image_shape), mask, repeats)
+        return tasks.painted(
+            model, read(args.inpaint, model.image_shape), mask, repeats
+        )
     if not args.init:
-        return tasks.from_noise(run)
+        return tasks.from_noise(model)
     if args.upscale is not None:
         if args.upscale < 2 or height % args.upscale or width % args.upscale:
             raise ConfigError(
@@ -199,27 +202,27 @@ def _edit(args, run) -> Edit:
             )
         small = height // args.upscale, width // args.upscale, channels
         by = inverse.downsampled(args.upscale)
-        return tasks.measured(run, read(args.init, small, fit=False), by)
+        return tasks.measured(model, read(args.init, small, fit=False), by)
     if args.colourise:
         if channels != 3:
             raise ConfigError("--colourise needs a model of colour images")
         grey = read(args.init, (height, width, 1))
-        return tasks.measured(run, grey, inverse.grey())
-    pictures = read(args.init, run.image_shape)
+        return tasks.measured(model, grey, inverse.grey())
+    pictures = read(args.init, model.image_shape)
     if args.denoise is not None:
         std = args.denoise
         if std is True:
             std = tasks.noise_of(pictures[: len(args.init)])
         print(f"taking off noise of standard deviation {std:.1f} (of 255)")
-        return tasks.denoised(run, pictures, std)
+        return tasks.denoised(model, pictures, std)
     strength = STRENGTH if args.strength is None else args.strength
-    return tasks.from_pictures(run, pictures, strength)
+    return tasks.from_pictures(model, pictures, strength)
 
 
-def _labels(args, run):
+def _labels(args, model):
     """A class for each image; for each row where they are interpolated."""
     length = args.interpolate or 1
-    labels = arguments.labels(args, run.num_classes, -(-args.num // length))
+    labels = arguments.labels(args, model.num_classes, -(-args.num // length))
     return None if labels is None else np.repeat(labels, length)[: args.num]
 
 

@@ -29,6 +29,7 @@ from ddpm_jax.experiment import build as experiments
 from ddpm_jax.files import check_local
 from ddpm_jax.training import calls
 from ddpm_jax.training.checkpoints import Checkpoints
+from ddpm_jax.training.keys import random_key
 from ddpm_jax.training.meter import Meter, NonFiniteError
 from ddpm_jax.training.preemption import Stop
 from ddpm_jax.training.trackers import Writer
@@ -42,7 +43,7 @@ def train(settings: dict[str, Any], workdir: str | os.PathLike) -> int:
     """Trains from where the folder's last checkpoint left off.
 
     Args:
-      settings: a config, as `config.load` gives it.
+      settings: a config, as `config.read_config` gives it.
       workdir: the folder of the run, made if it is not there. Only process 0 uses it.
 
     Returns:
@@ -66,7 +67,7 @@ def train(settings: dict[str, Any], workdir: str | os.PathLike) -> int:
         options = _with_calls(options, experiment, settings["data"]["batch_size"])
     score_params = None
     if scoring.every:  # all of them make it, with what they share
-        score_params = online.make_scorer(settings, experiment, scoring)
+        score_params = online.make_scorer(settings, experiment.model, scoring)
     workdir = Path(workdir)
     with contextlib.ExitStack() as stack:
         enter = stack.enter_context
@@ -105,7 +106,7 @@ def train(settings: dict[str, Any], workdir: str | os.PathLike) -> int:
 
         train_key = _keys(settings)[1]
         train_step = _train_step(experiment, options)
-        save_picture = beside.make_picture(experiment, options, workdir, writer)
+        save_picture = beside.make_picture(experiment.model, options, workdir, writer)
         score = beside.make_score(score_params, scoring.metric, writer)
         meter = Meter(
             options.log_every,
@@ -198,7 +199,7 @@ def _warn(settings):
 
 def _keys(settings):
     """Those of the first parameters and of training."""
-    return jax.random.split(experiments.random_key(settings.get("seed", 0)))
+    return jax.random.split(random_key(settings.get("seed", 0)))
 
 
 def _zeros(experiment):
@@ -267,7 +268,7 @@ def _devices_to_plan(text):
 
 def _before_devices(args: argparse.Namespace) -> None:
     """Sets what train.deterministic asks of the compiler, which is read once."""
-    settings = config.load(args.config, args.overrides)
+    settings = config.read_config(args.config, args.overrides)
     if settings.get("train", {}).get("deterministic"):
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} {DETERMINISTIC}".strip()
@@ -286,7 +287,7 @@ def _check_deterministic(options):
 def main(args: argparse.Namespace) -> int:
     """Trains as the command line says."""
     with multihost.error_barrier():
-        settings = config.load(args.config, args.overrides)
+        settings = config.read_config(args.config, args.overrides)
     if args.plan is not None:
         _warn(settings)
     if isinstance(args.plan, str):

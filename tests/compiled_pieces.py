@@ -96,7 +96,7 @@ def on(devices, function, *shapes, donate=()):
 
 def lowered(devices):
     """The pieces, by name."""
-    settings = config.load(CONFIG, STEP)
+    settings = config.read_config(CONFIG, STEP)
     built = build.build(settings)
     options = build.train_options(settings)
     attention = layers.Attention(1, GROUPS, EPS, "float32")
@@ -104,7 +104,7 @@ def lowered(devices):
     yield "attention", block(attention, devices)
     yield "optimizer", optimizer(devices)
     yield "training step", worker.lower_training(built, options, 64, devices)
-    yield "sampler", worker.lower_sampling(built, 64, devices)
+    yield "sampler", worker.lower_sampling(built.model, 64, devices)
 
 
 def talking(devices):

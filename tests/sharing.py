@@ -4,8 +4,8 @@ import functools
 
 import jax
 
-from ddpm_jax import train
-from ddpm_jax.experiment import build
+from ddpm_jax import evaluate, sample, train
+from ddpm_jax.experiment import build, load, model
 
 
 def once(make, key_of):
@@ -33,8 +33,11 @@ def sections_of(config):
 
 
 def share():
-    """Has `experiment.build` and the training step be made once of the same parts."""
+    """Has experiments, models and training steps be made once of the same parts."""
     build.build = once(build.build, sections_of)
+    shared = once(model.build_model, sections_of)
+    for module in (build, model, sample, evaluate, load):
+        module.build_model = shared
     train._train_step = once(
         train._train_step,
         lambda run, options: (

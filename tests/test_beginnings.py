@@ -51,8 +51,8 @@ def built(*changes):
 @functools.cache
 def new(*changes):
     """The parameters of a run from nothing."""
-    init = jax.jit(built(*changes).network.init, static_argnums=1)
-    return jax.device_get(init(KEY, built(*changes).image_shape))
+    init = jax.jit(built(*changes).model.network.init, static_argnums=1)
+    return jax.device_get(init(KEY, built(*changes).model.image_shape))
 
 
 def begin(path, *changes):
@@ -73,7 +73,7 @@ def assert_same(a, b, without=()):
 
 def test_training_begins_from_a_model(source, published, tmp_path, capsys):
     """At a learning rate near 0 the weights stay; the source is needed only once."""
-    _, params = ddpm_jax.load(source)
+    params = ddpm_jax.load(source).params
     for i, path in enumerate((source, published)):
         copy = shutil.copytree(path, tmp_path / f"source{i}")
         settings = tiny(
@@ -86,7 +86,7 @@ def test_training_begins_from_a_model(source, published, tmp_path, capsys):
         assert train(settings, workdir) == 0
         said = f"training in {workdir}; beginning from {copy}; new: the null class"
         assert said in capsys.readouterr().out
-        _, trained = ddpm_jax.load(workdir)
+        trained = ddpm_jax.load(workdir).params
         for name, module in params.items():
             for kind, leaf in leaves(module).items():
                 found = leaves(trained[name])[kind][: len(leaf)]
@@ -97,7 +97,7 @@ def test_training_begins_from_a_model(source, published, tmp_path, capsys):
 
 
 def test_other_classes(source, published):
-    _, there = ddpm_jax.load(source)
+    there = ddpm_jax.load(source).params
     classes = "class_embedding"
     for path, changes, note in (
         (
@@ -127,7 +127,7 @@ def test_classes_keep_what_they_have_under_their_names(tmp_path):
     """Not under their numbers: of eight classes of 10, two are new, the rest moved."""
     path = made(tmp_path)
     rows = lambda params: params["class_embedding"]["embedding"]
-    there, given = rows(ddpm_jax.load(path)[1]), [NULL, "network.num_classes=8"]
+    there, given = rows(ddpm_jax.load(path).params), [NULL, "network.num_classes=8"]
     fresh = rows(new(*given))
     words = ["ant", "bat", "cat", "dog", "elk", "fox", "gnu", "hen", "ibis", "jay"]
     run.same_data(path, Contents(20, words, ""))
@@ -156,7 +156,7 @@ def test_classes_keep_what_they_have_under_their_names(tmp_path):
 def test_the_null_class_keeps_its_meaning(tmp_path):
     """Rows are not told by their number: 10 classes and none are not 11 classes."""
     path = made(tmp_path, NULL)
-    there = ddpm_jax.load(path)[1]["class_embedding"]["embedding"]
+    there = ddpm_jax.load(path).params["class_embedding"]["embedding"]
     rows = lambda params: params["class_embedding"]["embedding"]
     params, notes = begin(path, "network.num_classes=11")
     assert notes == ["new: class_embedding (11 classes; 10 there)"]
@@ -175,7 +175,7 @@ def test_classes_are_added(tmp_path):
     path = made(tmp_path, "network.num_classes=0")
     params, notes = begin(path, NULL)
     assert notes == ["new: class_embedding (10 classes; 0 there)"]
-    assert_same(params, ddpm_jax.load(path)[1], without=["class_embedding"])
+    assert_same(params, ddpm_jax.load(path).params, without=["class_embedding"])
     assert params["class_embedding"]["embedding"].shape[0] == 11
     assert begin(path, "network.num_classes=0", NULL)[1] == []
 
@@ -188,7 +188,7 @@ def test_attention_is_added(tmp_path):
         "attention as it was trained is had with "
         "--config.network.attention_resolutions=()",
     ]
-    there = ddpm_jax.load(path)[1]
+    there = ddpm_jax.load(path).params
     assert_same({name: params[name] for name in there}, there)
 
 
@@ -196,7 +196,7 @@ def test_a_learned_variance_is_added_and_left_out(source, tmp_path):
     simple = ("network.learned_variance=False", "loss.name=simple")
     simple += ("sampler.variance=fixed_small",)
     path = made(tmp_path, *simple)
-    there, out = ddpm_jax.load(path)[1], "conv_out"
+    there, out = ddpm_jax.load(path).params, "conv_out"
     params, notes = begin(path)
     assert notes == ["new: the variance in conv_out"]
     assert_same(params, there, without=[out])
@@ -204,7 +204,7 @@ def test_a_learned_variance_is_added_and_left_out(source, tmp_path):
         np.testing.assert_array_equal(params[out][name][..., :1], there[out][name])
         np.testing.assert_array_equal(params[out][name][..., 1:], fresh[..., 1:])
     params, notes = begin(source, *simple)
-    there = ddpm_jax.load(source)[1]
+    there = ddpm_jax.load(source).params
     assert notes == ["left out: the variance in conv_out"]
     np.testing.assert_array_equal(params[out]["bias"], there[out]["bias"][:1])
 

@@ -17,7 +17,7 @@ def recipe(tmp_path):
 
 
 def test_a_config_is_plain_json(recipe):
-    assert config.load(recipe) == {
+    assert config.read_config(recipe) == {
         "seed": 0,
         "image_shape": [8, 8, 1],
         "data": {"name": "digits"},
@@ -37,11 +37,11 @@ def test_a_config_is_plain_json(recipe):
     ],
 )
 def test_overrides(recipe, text, section, key, value):
-    assert config.load(recipe, [text])[section][key] == value
+    assert config.read_config(recipe, [text])[section][key] == value
 
 
 def test_a_section_can_be_given_anew(recipe):
-    made = config.load(recipe, ["data={'name': 'folder'}", "data.path=x"])
+    made = config.read_config(recipe, ["data={'name': 'folder'}", "data.path=x"])
     assert made["data"] == {"name": "folder", "path": "x"}
 
 
@@ -52,7 +52,7 @@ def test_a_section_can_be_given_anew(recipe):
 def test_a_list_of_one_may_be_given_as_its_item(recipe, key):
     section, _, name = key.partition(".")
     for text in ("4", "4,", "[4]"):
-        assert config.load(recipe, [f"{key}={text}"])[section][name] == [4]
+        assert config.read_config(recipe, [f"{key}={text}"])[section][name] == [4]
 
 
 def test_an_override_that_another_undoes_is_named():
@@ -63,7 +63,7 @@ def test_an_override_that_another_undoes_is_named():
 
 
 def test_overrides_of_plain_values(recipe):
-    made = config.load(recipe, ["seed=7", "image_shape=4,6,3"])
+    made = config.read_config(recipe, ["seed=7", "image_shape=4,6,3"])
     assert made["seed"] == 7 and made["image_shape"] == [4, 6, 3]
     assert made["data"] == {"name": "digits"}
 
@@ -86,7 +86,7 @@ def test_overrides_of_plain_values(recipe):
 )
 def test_bad_overrides(recipe, text, message):
     with pytest.raises(ConfigError, match=message):
-        config.load(recipe, [text])
+        config.read_config(recipe, [text])
 
 
 def test_variants(tmp_path):
@@ -97,30 +97,30 @@ def test_variants(tmp_path):
         "        raise ValueError(f'no variant {variant!r}; there is: cat')\n"
         "    return dict(seed=3, image_shape=(8, 8, 1))\n"
     )
-    assert config.load(f"{path}:cat")["seed"] == 3
+    assert config.read_config(f"{path}:cat")["seed"] == 3
     with pytest.raises(ConfigError, match="family of recipes: choose one"):
-        config.load(str(path))
+        config.read_config(str(path))
     with pytest.raises(ConfigError, match="no variant 'dog'; there is: cat"):
-        config.load(f"{path}:dog")
+        config.read_config(f"{path}:dog")
 
 
 def test_bad_files(tmp_path, recipe):
     with pytest.raises(ConfigError, match="no file"):
-        config.load("nowhere.py")
+        config.read_config("nowhere.py")
     with pytest.raises(ConfigError, match="takes no variant"):
-        config.load(f"{recipe}:cat")
+        config.read_config(f"{recipe}:cat")
     empty = tmp_path / "empty.py"
     empty.write_text("")
     with pytest.raises(ConfigError, match="does not define a function get_config"):
-        config.load(str(empty))
+        config.read_config(str(empty))
     broken = tmp_path / "broken.py"
     broken.write_text("def get_config(:")
     with pytest.raises(ConfigError, match="broken.py: invalid syntax .*line 1"):
-        config.load(str(broken))
+        config.read_config(str(broken))
     typo = tmp_path / "typo.py"
     typo.write_text("def get_config():\n    return dict(optimiser={})\n")
     with pytest.raises(ConfigError, match="did you mean 'optimizer'"):
-        config.load(str(typo))
+        config.read_config(str(typo))
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_a_file_that_fails_says_where_and_how(tmp_path, body, said):
     path = tmp_path / "file.py"
     path.write_text(f"def get_config():\n    {body}\n")
     with pytest.raises(ConfigError, match=f"file.py.*{said.removeprefix('file.py')}"):
-        config.load(str(path))
+        config.read_config(str(path))
 
 
 def test_differences():

@@ -13,6 +13,7 @@ import pytest
 from jobs import environment
 from tiny import call, random_params, tiny
 
+import ddpm_jax
 from ddpm_jax import convert, datasets, evaluate, reference
 from ddpm_jax.data import arrays as sources
 from ddpm_jax.data import images
@@ -20,13 +21,12 @@ from ddpm_jax.data.base import ArraySource
 from ddpm_jax.distributed import devices
 from ddpm_jax.errors import ConfigError
 from ddpm_jax.evaluation import image_sets, references, report, results
-from ddpm_jax.experiment import build as experiment
 from ddpm_jax.experiment import run as runs
 from ddpm_jax.experiment.build import build
 from ddpm_jax.metrics import frechet, kernel
 from ddpm_jax.metrics.features import base
 from ddpm_jax.metrics.features.base import Outputs
-from ddpm_jax.sampling import partial
+from ddpm_jax.sampling import draw, partial
 
 PIXELS = ("--features", "pixels", "--metrics", "fd,kid,pr,dc", "--batch_size", 2)
 
@@ -52,9 +52,10 @@ def test_scores_of_samples(workdir, tmp_path):
     """They are those of the images that are drawn, computed by hand."""
     out = tmp_path / "scores.json"
     call(evaluate, "--workdir", workdir, *PIXELS, "--num", 70, "--out", out)
-    run, params = runs.load(workdir)
+    run = ddpm_jax.load(workdir)
+    params = run.params
     labels = np.resize(np.arange(10), 70)
-    drawn = jax.jit(run.sample_fn)(params, experiment.sample_keys(0, 70), labels)
+    drawn = jax.jit(run.sample_fn)(params, draw.sample_keys(0, 70), labels)
     source = sources.digits("train")
     ours, real = (
         (x.astype(np.float64) / 127.5 - 1).reshape(len(x), -1)

@@ -40,7 +40,7 @@ def mine(tmp_path, monkeypatch):
 
 
 def trained(workdir="runs/mine"):
-    train.train(config.load(RECIPE, OVERRIDES), workdir)
+    train.train(config.read_config(RECIPE, OVERRIDES), workdir)
     return workdir
 
 
@@ -67,9 +67,9 @@ def test_what_was_trained_is_what_is_loaded(mine):
     before = samples(workdir)
     mine.write_text(mine.read_text().replace("(1 - noise)", "(0.5 - noise)"))
     np.testing.assert_array_equal(samples(workdir), before)
-    changed = runs.changes(Path(workdir), config.load(RECIPE, OVERRIDES))
+    changed = runs.changes(Path(workdir), config.read_config(RECIPE, OVERRIDES))
     assert len(changed) == 1 and "mine.py has changed since" in changed[0]
-    named = config.load(RECIPE, OVERRIDES)["sampler"]["name"]
+    named = config.read_config(RECIPE, OVERRIDES)["sampler"]["name"]
     assert load.from_run(workdir).config["sampler"]["name"] != named == "mine.py:plain"
 
 
@@ -79,19 +79,23 @@ def test_guidance_is_asked_with_its_scale(mine):
         ["guidance=mine.py:halved", "guidance_scale=3.0"],
         ["guidance_scale=2.0"],
     ):
-        built = build.build(config.load(RECIPE, [f"denoiser.{c}" for c in changes]))
-        denoiser = built.denoiser(random_params(built), np.array([1, 2], np.int32))
+        built = build.build(
+            config.read_config(RECIPE, [f"denoiser.{c}" for c in changes])
+        )
+        denoiser = built.model.denoiser(
+            random_params(built), np.array([1, 2], np.int32)
+        )
         drawn.append(denoiser(np.ones((2, 8, 8, 1), np.float32), 500).x_0)
     np.testing.assert_array_equal(*drawn)
     with pytest.raises(ConfigError, match="needs a guidance_scale other than 1"):
-        build.build(config.load(RECIPE, ["denoiser.guidance=mine.py:halved"]))
+        build.build(config.read_config(RECIPE, ["denoiser.guidance=mine.py:halved"]))
 
 
 def test_an_installed_package():
     lion = "optimizer={'name': 'optax:lion', 'b1': 0.8}"
-    build.build(config.load(RECIPE, [lion]))
+    build.build(config.read_config(RECIPE, [lion]))
     with pytest.raises(ConfigError, match="unknown setting of lion 'b3'"):
-        build.build(config.load(RECIPE, [lion.replace("b1", "b3")]))
+        build.build(config.read_config(RECIPE, [lion.replace("b1", "b3")]))
 
 
 @pytest.mark.parametrize(
@@ -110,7 +114,7 @@ def test_an_installed_package():
 )
 def test_what_does_not_fit_is_said_as_for_ours(mine, change, said):
     with pytest.raises(ConfigError, match=said):
-        build.build(config.load(RECIPE, [*OVERRIDES, change]))
+        build.build(config.read_config(RECIPE, [*OVERRIDES, change]))
 
 
 def test_a_file_that_fails_is_named(mine):

@@ -33,7 +33,7 @@ from ddpm_jax.training.watchdog import Watchdog
 
 
 def small(*changes):
-    return config.load("configs/digits.py", (*SMALL, *changes))
+    return config.read_config("configs/digits.py", (*SMALL, *changes))
 
 
 def assert_same(a, b):
@@ -402,7 +402,7 @@ import time
 from ddpm_jax import train
 from ddpm_jax.experiment import config
 train._train_step = lambda *args: lambda *args: time.sleep(1000)
-settings = config.load("configs/digits.py", {changes})
+settings = config.read_config("configs/digits.py", {changes})
 train.train(settings, {workdir!r})
 """
 

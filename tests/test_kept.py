@@ -64,7 +64,11 @@ def assert_same(source, other, indices):
 def test_an_image_is_decoded_once_and_stays_as_it_is(place, where):
     source = Records(place)
     made = keep(source, 1.0) if where == "memory" else in_file(source)
-    assert (made.image_shape, made.num_classes, len(made)) == ((5, 4, 3), 7, 100)
+    assert (made.image_shape, made.num_classes, len(made)) == (
+        (5, 4, 3),
+        7,
+        100,
+    )
     assert not source.decoded, "nothing before it is used"
     for indices in ([3, 99, 3], [0, 3, 50], [99], range(100), range(100)):
         assert_same(made, Records(place), np.array(indices))

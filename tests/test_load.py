@@ -38,10 +38,10 @@ def assert_same(a, b):
 def test_there_and_back_again(workdir, published, tmp_path):
     """Run, diffusers, run: the parameters bit for bit, and the same images."""
     call(convert, "--pretrained", published, "--out", tmp_path / "again")
-    _, before = ddpm_jax.load(workdir)
-    _, after = ddpm_jax.load(tmp_path / "again")
-    _, raw = ddpm_jax.load(tmp_path / "again", ema=False)
-    _, imported = ddpm_jax.load_pretrained(str(published))
+    before = ddpm_jax.load(workdir).params
+    after = ddpm_jax.load(tmp_path / "again").params
+    raw = ddpm_jax.load(tmp_path / "again", ema=False).params
+    imported = ddpm_jax.load(str(published)).params
     for params in (after, raw, imported):
         assert_same(before, params)
     drawn = []
@@ -60,11 +60,12 @@ def test_there_and_back_again(workdir, published, tmp_path):
 def test_overrides_change_how_a_model_is_read(workdir, published):
     """A folder of diffusers has no null class: who trained with one can say so."""
     changes = ("network.num_classes=9", "network.label_dropout=0.1")
-    built, params = ddpm_jax.load_pretrained(str(published), changes)
+    built = ddpm_jax.load(str(published), changes)
+    params = built.params
     assert built.num_classes == 9
     assert params["class_embedding"]["embedding"].shape[0] == 10
     with pytest.raises(OSError, match="class_embedding.weight is .* in the model"):
-        ddpm_jax.load_pretrained(str(published), ("network.num_classes=11",))
+        ddpm_jax.load(str(published), ("network.num_classes=11",))
 
 
 def test_a_run_that_has_not_begun_goes_on_from_its_parameters(workdir, tmp_path):
@@ -73,8 +74,8 @@ def test_a_run_that_has_not_begun_goes_on_from_its_parameters(workdir, tmp_path)
     changes = ["optimizer.learning_rate=1e-9", "train.num_steps=1"]
     settings = config.override(run.read_config(copy), changes)
     assert train(settings, copy) == 0
-    _, before = ddpm_jax.load(workdir)
-    _, after = ddpm_jax.load(copy)
+    before = ddpm_jax.load(workdir).params
+    after = ddpm_jax.load(copy).params
     for x, y in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
         np.testing.assert_allclose(x, y, atol=1e-5)
 
@@ -98,8 +99,6 @@ def test_mistakes_of_models(workdir, published, tmp_path):
         call(sample, "--pretrained", published, "--openai", "num_heads=8")
     with pytest.raises(ConfigError, match="is a run: give it as --workdir"):
         call(sample, "--pretrained", workdir)
-    with pytest.raises(ConfigError, match="is a run: ddpm_jax.load reads it"):
-        ddpm_jax.load_pretrained(str(workdir))
     with pytest.raises(ConfigError, match="is of diffusers: give it as --pretrained"):
         call(sample, "--workdir", published / "unet")
     with pytest.raises(ConfigError, match="is given as --pretrained"):
@@ -126,7 +125,7 @@ def test_what_is_assumed_of_a_model_is_said(published, tmp_path, capsys):
     first, _ = capsys.readouterr().out.splitlines()
     assert first.startswith(note)
     with pytest.warns(UserWarning, match=note):
-        ddpm_jax.load_pretrained(str(copy))
+        ddpm_jax.load(str(copy))
 
 
 def test_a_checkpoint_of_another_network_is_told(workdir):
@@ -139,7 +138,7 @@ def test_a_checkpoint_of_another_network_is_told(workdir):
         ("network.num_classes=9", r"class_embedding.embedding is \(10, 32\) there and"),
     ):
         with pytest.raises(ConfigError, match=words):
-            run.load(workdir, tiny(change))
+            ddpm_jax.load(workdir, tiny(change))
 
 
 @pytest.mark.parametrize(

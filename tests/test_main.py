@@ -28,6 +28,7 @@ from ddpm_jax.errors import ConfigError
 from ddpm_jax.experiment import build, config
 from ddpm_jax.experiment import run as runs
 from ddpm_jax.files import read_arrays
+from ddpm_jax.sampling import draw
 
 TINY = (*SMALL, "train.log_every=2", "train.sample_every=6")
 
@@ -106,7 +107,7 @@ def workdir(tmp_path_factory):
 def of_eight(tmp_path_factory):
     """The same run on eight devices."""
     workdir = tmp_path_factory.mktemp("runs") / "digits"
-    settings = config.load("configs/digits.py", TINY)
+    settings = config.read_config("configs/digits.py", TINY)
     assert training_main.train(settings, workdir) == 0
     return workdir
 
@@ -243,7 +244,7 @@ def test_bits_are_asked_for_before_devices_are_found(monkeypatch):
     assert os.environ["XLA_FLAGS"] == f"--of_others {training_main.DETERMINISTIC}"
     monkeypatch.setenv("XLA_FLAGS", "")
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    options = build.train_options(config.load(args.config, args.overrides))
+    options = build.train_options(config.read_config(args.config, args.overrides))
     with pytest.raises(ConfigError, match="set XLA_FLAGS=--xla_gpu_deterministic_ops"):
         training_main._check_deterministic(options)
 
@@ -346,7 +347,8 @@ def test_the_programmatic_way(workdir):
     from ddpm_jax.diffusion import denoisers, samplers, timesteps
     from ddpm_jax.diffusion.samplers import loop
 
-    run, params = ddpm_jax.load(workdir)
+    run = ddpm_jax.load(workdir)
+    params = run.params
     sample_fn = jax.jit(
         loop.make_sample_fn(
             run.network.apply,
@@ -358,7 +360,7 @@ def test_the_programmatic_way(workdir):
             transform=lambda denoiser: denoisers.clip(denoiser, run.schedule),
         )
     )
-    keys, labels = build.sample_keys(0, 4), np.arange(4)
+    keys, labels = draw.sample_keys(0, 4), np.arange(4)
     images = sample_fn(params, keys, labels)
     np.testing.assert_allclose(images, run.sample_fn(params, keys, labels), atol=1e-5)
     with pytest.raises(AttributeError):

@@ -77,7 +77,7 @@ def workdir(joined):
 def test_what_two_trained_one_goes_on_with(workdir, tmp_path):
     """The same batches and noise, so the same losses as of one process throughout."""
     shutil.copytree(workdir, tmp_path / "resumed")
-    settings = config.load("configs/digits.py", (*SMALL, "train.num_steps=8"))
+    settings = config.read_config("configs/digits.py", (*SMALL, "train.num_steps=8"))
     for name in ("resumed", "alone"):
         assert train.train(settings, tmp_path / name) == 0
     together, one = metrics(tmp_path / "resumed"), metrics(tmp_path / "alone")

@@ -10,6 +10,7 @@ import pytest
 from tiny import call
 from tiny import tiny as of_two_levels
 
+import ddpm_jax
 from ddpm_jax import evaluate
 from ddpm_jax.errors import ConfigError
 from ddpm_jax.evaluation import online, report
@@ -75,7 +76,7 @@ def test_the_best_checkpoint_is_kept_and_loaded(tmp_path, monkeypatch):
         assert train(settings, tmp_path / "run") == 0
     steps = sorted(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir())
     assert steps == [2, 6] and runs.find_step(tmp_path / "run", "best") == 2
-    _, best = runs.load(tmp_path / "run", step="best")
+    best = ddpm_jax.load(tmp_path / "run", step="best").params
     for x, y in zip(jax.tree.leaves(best), jax.tree.leaves(seen[1]), strict=True):
         np.testing.assert_array_equal(x, y)
 

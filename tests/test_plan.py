@@ -11,7 +11,7 @@ from tiny import tiny
 
 from ddpm_jax import train
 from ddpm_jax.cli import command
-from ddpm_jax.experiment import build, config, plan
+from ddpm_jax.experiment import build, config, cost, plan
 
 TINY = tiny("network.attention_resolutions=()")
 OPTIONS = build.TrainOptions(num_steps=1000)
@@ -42,7 +42,7 @@ def test_cifar():
 
     Less those of convolving doubled images, where of 9 taps 4 are taken.
     """
-    settings = config.load("configs/cifar.py")
+    settings = config.read_config("configs/cifar.py")
     made = plan.plan(build.build(settings), OPTIONS, 16, 8)
     assert made.num_params == PARAMETERS and made.part == 2
     assert made.memory["parameters"] == made.memory["their average"] == 4 * PARAMETERS
@@ -57,24 +57,24 @@ def test_cifar():
 
 def test_operations_are_counted_as_by_hand():
     dense = program(lambda x, w: x @ w, (5, 7), (7, 3))
-    assert plan.flops(dense) == 2 * 5 * 7 * 3
+    assert cost.flops(dense) == 2 * 5 * 7 * 3
     products = program(
         lambda q, k: jnp.einsum("bqhc,bkhc->bhqk", q, k), *[(2, 9, 4, 8)] * 2
     )
-    assert plan.flops(products) == 2 * 2 * 4 * 9 * 9 * 8
+    assert cost.flops(products) == 2 * 2 * 4 * 9 * 9 * 8
     shapes = (2, 8, 8, 5), (3, 3, 5, 6)
-    assert plan.flops(program(conv, *shapes)) == 2 * 2 * 64 * 9 * 5 * 6
+    assert cost.flops(program(conv, *shapes)) == 2 * 2 * 64 * 9 * 5 * 6
     halving = program(lambda x, kernel: conv(x, kernel, 2), *shapes)
-    assert plan.flops(halving) == 2 * 2 * 16 * 9 * 5 * 6
+    assert cost.flops(halving) == 2 * 2 * 16 * 9 * 5 * 6
 
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_each_gradient_costs_what_its_convolution_does(stride):
     shapes = (2, 8, 8, 5), (3, 3, 5, 6)
-    forward = plan.flops(program(lambda x, k: conv(x, k, stride), *shapes))
+    forward = cost.flops(program(lambda x, k: conv(x, k, stride), *shapes))
     loss = lambda x, k: jnp.sum(conv(x, k, stride) ** 2)
     for argnums, times in ((0, 2), (1, 2), ((0, 1), 3)):
-        assert plan.flops(program(jax.grad(loss, argnums), *shapes)) == times * forward
+        assert cost.flops(program(jax.grad(loss, argnums), *shapes)) == times * forward
 
 
 def test_xla_counts_the_same_where_nothing_is_padded():
@@ -83,20 +83,20 @@ def test_xla_counts_the_same_where_nothing_is_padded():
 
     shapes = (2, 8, 8, 5), (3, 3, 5, 6), (6 * 6 * 6, 4)
     given = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-    cost = jax.jit(function).lower(*given).cost_analysis()
-    assert cost["flops"] == plan.flops(program(function, *shapes))
+    said = jax.jit(function).lower(*given).cost_analysis()
+    assert said["flops"] == cost.flops(program(function, *shapes))
 
 
 def test_what_is_repeated_counts_as_often():
     def function(x, w):
         return jax.lax.scan(lambda x, _: (x @ w, None), x, length=7)[0]
 
-    assert plan.flops(program(function, (5, 3), (3, 3))) == 7 * 2 * 5 * 3 * 3
+    assert cost.flops(program(function, (5, 3), (3, 3))) == 7 * 2 * 5 * 3 * 3
 
     def branching(x, w):
         return jax.lax.cond(x[0, 0] > 0, lambda: x @ w, lambda: x @ w @ w)
 
-    assert plan.flops(program(branching, (5, 3), (3, 3))) == 2 * 2 * 5 * 3 * 3
+    assert cost.flops(program(branching, (5, 3), (3, 3))) == 2 * 2 * 5 * 3 * 3
 
 
 def chain(length):
@@ -112,7 +112,7 @@ def test_what_is_alive_at_once():
     """In a chain two links are, whatever its length; its gradient keeps every link."""
 
     def alive(function):
-        return plan.activations(program(function, (10, 10)))
+        return cost.activations(program(function, (10, 10)))
 
     def gradient(function):
         return jax.grad(lambda x: jnp.sum(function(x)))

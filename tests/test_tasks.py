@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from tiny import call, random_params, tiny
 
+import ddpm_jax
 from ddpm_jax import sample
 from ddpm_jax.data import images
 from ddpm_jax.diffusion import editing
@@ -17,6 +18,7 @@ from ddpm_jax.experiment import run as runs
 from ddpm_jax.files import read_arrays
 from ddpm_jax.sampling import pictures as drawings
 from ddpm_jax.sampling import tasks
+from ddpm_jax.sampling.draw import sample_keys
 
 COLOURED = ("image_shape=8,8,3", "sampler={'name': 'ddim'}", "schedule.num_steps=100")
 
@@ -133,7 +135,7 @@ def test_a_coloured_picture_is_as_grey_as_what_was_given(draw, picture):
 
 
 def test_a_noisy_picture_is_walked_down_from_its_own_level(workdir):
-    run, _ = runs.load(workdir)
+    run = ddpm_jax.load(workdir)
     ramp = np.linspace(-0.5, 0.5, 64, dtype=np.float32).reshape(1, 8, 8, 1)
     noise = np.random.default_rng(0).standard_normal((16, 8, 8, 3)).astype(np.float32)
     pictures = images.to_uint8(ramp + 0.2 * noise)
@@ -254,13 +256,14 @@ def test_pictures_of_the_process(draw, picture, tmp_path):
 
 def test_one_program_draws_the_whole_edit(workdir, picture):
     """RePaint over many steps is one scan, and its known pixels are exact."""
-    run, params = runs.load(workdir)
+    run = ddpm_jax.load(workdir)
+    params = run.params
     pictures = np.stack([picture[1]] * 2)
     mask = np.zeros((8, 8, 1), bool)
     mask[4:] = True
     edit = tasks.painted(run, pictures, mask, repeats=3)
     draw = jax.jit(tasks.make_draw(run, edit))
-    keys, labels = build.sample_keys(0, 2), np.array([0, 1], np.int32)
+    keys, labels = sample_keys(0, 2), np.array([0, 1], np.int32)
     drawn, steps = draw(params, keys, labels, edit.given)
     assert steps is None and draw._cache_size() == 1
     np.testing.assert_array_equal(drawn[:, :4], pictures[:, :4])
@@ -334,7 +337,7 @@ def test_a_grey_model_has_no_colours_to_give(picture, tmp_path):
 
 def test_heun_has_its_spacing_unless_another_is_asked_for(workdir):
     parser = sample.add_arguments(sample.command.parser(""))
-    settings = config.load("configs/digits.py", ["timesteps.name=quadratic"])
+    settings = config.read_config("configs/digits.py", ["timesteps.name=quadratic"])
     settings["timesteps"]["fraction"] = 0.7
 
     def sections(*given, overrides=()):
@@ -392,9 +395,10 @@ def test_what_is_transparent_is_white(tmp_path):
 
 
 def test_the_trajectory_pairs_a_picture_with_what_is_predicted_of_it(workdir):
-    run, params = runs.load(workdir)
+    run = ddpm_jax.load(workdir)
+    params = run.params
     draw = tasks.make_draw(run, tasks.from_noise(run), watched=True)
-    keys, labels = build.sample_keys(0, 2), np.array([0, 1], np.int32)
+    keys, labels = sample_keys(0, 2), np.array([0, 1], np.int32)
     drawn, (walk, predicted) = draw(params, keys, labels, None)
     steps = len(run.timesteps) - 1
     assert walk.shape[:2] == (2, steps + 1) and predicted.shape[:2] == (2, steps)

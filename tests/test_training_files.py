@@ -45,8 +45,8 @@ def test_checkpoints_come_back_bit_for_bit(tmp_path):
     like = jax.eval_shape(lambda: state(0))
     assert_equal(checkpoints.restore(like), jax.device_get(state(3, 0.1 * 3)))
     assert_equal(checkpoints.restore(like, 2), jax.device_get(state(2, 0.2)))
-    assert_equal(checkpoints.restore_params(like), state(3, 0.1 * 3).ema_params)
-    raw = checkpoints.restore_params(like, ema=False)
+    assert_equal(checkpoints.restore_ema(like.ema_params), state(3, 0.1 * 3).ema_params)
+    raw = checkpoints.restore(like).params
     assert_equal(raw, state(3, 0.1 * 3).params)
     with pytest.raises(
         FileNotFoundError, match="no checkpoint of step 1 in .* those of steps 2, 3"
@@ -132,7 +132,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     checkpoints.save(state(5))
     like = state(0)._replace(ema_params={"layer": {"kernel": jnp.zeros((4, 2))}})
     with pytest.raises(OSError, match="kernel.* is .3, 2. there and .4, 2. in"):
-        checkpoints.restore_params(like)
+        checkpoints.restore_ema(like.ema_params)
     checkpoints.close()
 
 

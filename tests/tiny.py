@@ -25,7 +25,7 @@ TINY = (
 
 
 def tiny(*changes):
-    return config.load("configs/digits.py", (*TINY, *changes))
+    return config.read_config("configs/digits.py", (*TINY, *changes))
 
 
 def random_params(built, seed=0):

@@ -9,12 +9,13 @@ import numpy as np
 from ddpm_jax.distributed import multihost
 from ddpm_jax.errors import ConfigError
 from ddpm_jax.evaluation import extractors
-from ddpm_jax.experiment import build, config, load, run
-from ddpm_jax.experiment.load import Model
+from ddpm_jax.experiment import config, load, run
+from ddpm_jax.experiment.load import Trained
 from ddpm_jax.experiment.registry import choose
 from ddpm_jax.experiment.sections import call, signature
 from ddpm_jax.interop import openai
 from ddpm_jax.metrics.features.base import Extractor
+from ddpm_jax.sampling.draw import sample_labels
 
 # Where a sampler needs times of its own, unless others are asked for: Heun's steps must
 # not divide the noise level by much.
@@ -43,20 +44,18 @@ def add_model(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGro
     return one
 
 
-def model(args: argparse.Namespace) -> Model:
+def trained(args: argparse.Namespace) -> Trained:
     """Opens the model that the arguments name, with their overrides of its config.
 
     Raises:
       ConfigError: for whatever the user can mend.
       OSError: see `load.from_pretrained`.
     """
-    trained = tuple(f"network.{key}" for key in load.READ_WITH)
     if args.workdir is not None:
         if args.openai is not None:
             raise ConfigError("--openai belongs to --pretrained")
         step = _same_step(args)
         opened = load.from_run(args.workdir, args.weights != "raw", step)
-        trained += ("schedule.", "loss.predicts")
     else:
         if args.step is not None or args.weights is not None:
             raise ConfigError("--step and --weights belong to --workdir")
@@ -69,10 +68,7 @@ def model(args: argparse.Namespace) -> Model:
     for note in opened.notes:
         multihost.on_first(functools.partial(print, note))
     changed = config.override(opened.config, args.overrides)
-    for key, (was, _) in config.differences(opened.config, changed).items():
-        if key.startswith(trained):
-            raise ConfigError(f"config.{key}: the model was trained with {was}")
-    return opened._replace(config=changed)
+    return load.read_otherwise(opened, changed)
 
 
 def _same_step(args):
@@ -171,7 +167,7 @@ def labels(args: argparse.Namespace, num_classes: int, num: int) -> np.ndarray |
       ConfigError: for classes that the model has not.
     """
     if args.labels is None:
-        return build.sample_labels(num_classes, num)
+        return sample_labels(num_classes, num)
     if not num_classes:
         raise ConfigError("--labels: this model has no classes")
     try:
@@ -180,7 +176,7 @@ def labels(args: argparse.Namespace, num_classes: int, num: int) -> np.ndarray |
         raise ConfigError("--labels must be whole numbers, as in 0,1,2") from error
     if not all(0 <= label < num_classes for label in given):
         raise ConfigError(f"--labels must be within 0 ... {num_classes - 1}")
-    return build.sample_labels(num_classes, num, given)
+    return sample_labels(num_classes, num, given)
 
 
 def add_features(parser: argparse.ArgumentParser) -> None:

@@ -14,6 +14,8 @@ from ddpm_jax.distributed import devices as parallel
 from ddpm_jax.errors import ConfigError, one_line
 from ddpm_jax.experiment import build as experiments
 from ddpm_jax.experiment.build import Experiment, TrainOptions
+from ddpm_jax.experiment.model import Model
+from ddpm_jax.training.keys import random_key
 
 
 def lower_training(
@@ -22,22 +24,22 @@ def lower_training(
     """Lowers the training step, as training maps it over devices."""
     each = (len(devices), batch_size // len(devices))
     batch = {
-        "image": _shape((*each, *experiment.image_shape), np.uint8),
+        "image": _shape((*each, *experiment.model.image_shape), np.uint8),
         "label": _shape(each, np.int32),
         "id": _shape(each, np.uint32),
     }
     step = parallel.mapped_step(experiments.train_step(experiment, options), devices)
-    key = jax.eval_shape(lambda: experiments.random_key(0))
+    key = jax.eval_shape(lambda: random_key(0))
     votes = _shape(each[:1], np.float32)
     return step.lower(experiment.abstract_state(), batch, key, votes)
 
 
-def lower_sampling(experiment: Experiment, batch_size: int, devices):
+def lower_sampling(model: Model, batch_size: int, devices):
     """Lowers the config's sampler for a batch, cut over devices."""
-    key = jax.eval_shape(lambda: experiments.random_key(0))
-    labels = _shape((batch_size,), np.int32) if experiment.num_classes else None
-    sample = parallel.mapped_examples(experiment.sample_fn, devices)
-    params = experiment.abstract_state().params
+    key = jax.eval_shape(lambda: random_key(0))
+    labels = _shape((batch_size,), np.int32) if model.num_classes else None
+    sample = parallel.mapped_examples(model.sample_fn, devices)
+    params = model.abstract_params()
     return sample.lower(params, (_shape((batch_size,), key.dtype), labels))
 
 
@@ -52,7 +54,7 @@ def main() -> int:
         batch_size = settings["data"]["batch_size"]
         lowered = {
             "training": lower_training(experiment, options, batch_size, devices),
-            "sampling": lower_sampling(experiment, batch_size, devices),
+            "sampling": lower_sampling(experiment.model, batch_size, devices),
         }
         for what, program in lowered.items():
             made = programs.compile_program(

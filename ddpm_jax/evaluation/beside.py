@@ -9,7 +9,8 @@ from ddpm_jax.data import images
 from ddpm_jax.distributed import devices, multihost
 from ddpm_jax.errors import ConfigError, one_line
 from ddpm_jax.evaluation import online
-from ddpm_jax.experiment import build as experiments
+from ddpm_jax.experiment.model import Model
+from ddpm_jax.sampling.draw import sample_keys, sample_labels
 
 
 @contextlib.contextmanager
@@ -30,11 +31,11 @@ def late(what, step, writer):
         writer.line(f"no {what} of step {step} ({said}); training goes on")
 
 
-def make_picture(experiment, options, workdir, writer):
+def make_picture(model: Model, options, workdir, writer):
     """A function that draws samples from the averaged parameters into a grid."""
-    sample_fn = devices.parallel_map(experiment.picture_fn, options.num_samples)
-    keys = experiments.sample_keys(0, options.num_samples)
-    labels = experiments.sample_labels(experiment.num_classes, options.num_samples)
+    sample_fn = devices.parallel_map(model.picture_fn, options.num_samples)
+    keys = sample_keys(0, options.num_samples)
+    labels = sample_labels(model.num_classes, options.num_samples)
 
     def save_picture(step, state):
         picture = images.grid(sample_fn(state.ema_params, keys, labels))

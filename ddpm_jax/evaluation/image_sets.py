@@ -7,11 +7,11 @@ import numpy as np
 
 from ddpm_jax.data.base import ArraySource, Source, gather, labels_of
 from ddpm_jax.distributed import devices
-from ddpm_jax.experiment import build as experiments
-from ddpm_jax.experiment.build import Experiment
+from ddpm_jax.experiment.model import Model
 from ddpm_jax.metrics import statistics
 from ddpm_jax.metrics.features.base import Extractor, fingerprint
 from ddpm_jax.metrics.statistics import Statistics
+from ddpm_jax.sampling.draw import sample_keys
 
 
 class Subject(NamedTuple):
@@ -37,7 +37,7 @@ class Subject(NamedTuple):
 
 def of_model(
     name: str,
-    run: Experiment,
+    model: Model,
     params,
     /,
     num: int,
@@ -49,7 +49,7 @@ def of_model(
 
     Args:
       name: of the subject.
-      run: the model with its sampler.
+      model: the model with its sampler.
       params: of its network.
       num: how many images.
       seed: of their noise.
@@ -59,18 +59,18 @@ def of_model(
     """
     protocol |= {
         "seed": seed,
-        "network_calls": run.network_calls,
+        "network_calls": model.network_calls,
         "rounding": "uint8",
     }
-    picture_fn = devices.shard(run.picture_fn)
+    picture_fn = devices.shard(model.picture_fn)
     params = devices.replicate(params)
-    keys = experiments.sample_keys(seed, num)
+    keys = sample_keys(seed, num)
 
     def draw(positions):
         conditions = None if labels is None else labels[positions]
         return picture_fn(params, keys[positions], conditions)
 
-    return Subject(name, num, run.image_shape, draw, labels, protocol)
+    return Subject(name, num, model.image_shape, draw, labels, protocol)
 
 
 def of_source(name: str, source: Source, num: int | None = None, **protocol) -> Subject:

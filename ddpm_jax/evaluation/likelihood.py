@@ -13,9 +13,9 @@ from ddpm_jax.errors import ConfigError
 from ddpm_jax.evaluation.image_sets import Subject
 from ddpm_jax.evaluation.report import Score
 from ddpm_jax.evaluation.results import Book
-from ddpm_jax.experiment import build as experiments
-from ddpm_jax.experiment.build import Experiment
+from ddpm_jax.experiment.model import Model
 from ddpm_jax.metrics.features.base import fingerprint
+from ddpm_jax.sampling.draw import sample_keys
 
 
 class Bits(NamedTuple):
@@ -36,24 +36,24 @@ class Bits(NamedTuple):
     protocol: dict[str, Any]
 
 
-def bpd(run: Experiment, variance: str) -> Bits:
+def bpd(model: Model, variance: str) -> Bits:
     """The variational bound over all T steps, with clipped predictions.
 
     Args:
-      run: the model.
+      model: the model.
       variance: of its reverse steps, one of `variances.NAMES`.
 
     Raises:
       ValueError: if there is no such variance.
     """
-    num_steps = run.schedule.num_steps
+    num_steps = model.schedule.num_steps
     bound_fn = bound.make_bound(
-        run.network.apply,
-        run.schedule,
-        timesteps.trailing(run.schedule, num_steps),
-        run.predicts,
+        model.network.apply,
+        model.schedule,
+        timesteps.trailing(model.schedule, num_steps),
+        model.predicts,
         variance,
-        lambda denoiser: denoisers.clip(denoiser, run.schedule),
+        lambda denoiser: denoisers.clip(denoiser, model.schedule),
     )
 
     def summarise(scored):
@@ -65,15 +65,19 @@ def bpd(run: Experiment, variance: str) -> Bits:
     return Bits("bpd", bound_fn, bound.Bound, summarise, protocol)
 
 
-def ode_bpd(run: Experiment, tolerance: float) -> Bits:
+def ode_bpd(model: Model, tolerance: float) -> Bits:
     """The likelihood by the probability-flow ODE, of dequantised images.
 
     Args:
-      run: the model.
+      model: the model.
       tolerance: of the solver, relative and absolute.
     """
     likelihood_fn = likelihood.make_likelihood(
-        run.network.apply, run.schedule, run.predicts, rtol=tolerance, atol=tolerance
+        model.network.apply,
+        model.schedule,
+        model.predicts,
+        rtol=tolerance,
+        atol=tolerance,
     )
 
     def dequantized(params, keys, pictures, labels):
@@ -82,7 +86,7 @@ def ode_bpd(run: Experiment, tolerance: float) -> Bits:
         return likelihood_fn(params, probes, x, labels)
 
     def summarise(scored):
-        bits = likelihood.bits_per_dimension(scored.log_density, run.image_shape)
+        bits = likelihood.bits_per_dimension(scored.log_density, model.image_shape)
         return bits, {"solver_steps": float(np.mean(scored.num_steps))}
 
     protocol = {"tolerance": tolerance, "dequantisation": "uniform"}
@@ -91,8 +95,9 @@ def ode_bpd(run: Experiment, tolerance: float) -> Bits:
 
 def score(
     way: Bits,
-    run: Experiment,
+    model: Model,
     params,
+    /,
     data: Subject,
     seed: int,
     book: Book,
@@ -103,7 +108,7 @@ def score(
 
     Args:
       way: how.
-      run: the model.
+      model: the model.
       params: of its network.
       data: the images, and their labels if the model is conditional.
       seed: of the noise.
@@ -114,7 +119,7 @@ def score(
     Raises:
       ConfigError: if the images do not fit the model.
     """
-    if run.num_classes and data.labels is None:
+    if model.num_classes and data.labels is None:
         raise ConfigError(f"{way.name}: the model has classes, {data.name} has none")
     protocol |= way.protocol
     protocol |= {"params": fingerprint(params), "seed": seed, "images": data.protocol}
@@ -124,8 +129,8 @@ def score(
         return known[0]
     store = book.store({"of": way.name, **protocol, "batch_size": batch_size}, way.kind)
     pictures = data.draw(np.arange(data.num))
-    labels = data.labels if run.num_classes else None
-    keys = experiments.sample_keys(seed, data.num)
+    labels = data.labels if model.num_classes else None
+    keys = sample_keys(seed, data.num)
 
     def fn(params, keys, pictures, labels):
         return way.fn(params, keys, images.to_float(pictures), labels)

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 from ddpm_jax.errors import ConfigError, unknown
 from ddpm_jax.evaluation import extractors, image_sets, measures, references
-from ddpm_jax.experiment import build as experiments
-from ddpm_jax.experiment.build import Experiment
+from ddpm_jax.experiment.model import Model
 from ddpm_jax.experiment.sections import attempt, call
 from ddpm_jax.metrics.by_name import METRICS, Value, check
+from ddpm_jax.sampling.draw import sample_labels
 
 # How a score counts: the larger, the better, after this factor.
 SIGNS = {"fid": -1, "sfid": -1, "kid": -1, "fd": -1, "is": 1, "accuracy": 1}
@@ -54,7 +54,7 @@ def options_of(config: dict[str, Any]) -> Options:
 
 
 def make_scorer(
-    config: dict[str, Any], run: Experiment, options: Options
+    config: dict[str, Any], model: Model, options: Options
 ) -> Callable[[Any], Value]:
     """Makes the function from parameters to their score, with the config's sampler.
 
@@ -77,13 +77,13 @@ def make_scorer(
         size = options.batch_size
         reference = references.find("train", config, extractor, size)
     metric = METRICS[options.metric]
-    labels = experiments.sample_labels(run.num_classes, options.num)
-    protocol = {"features": extractor.protocol, "image_shape": [*run.image_shape]}
+    labels = sample_labels(model.num_classes, options.num)
+    protocol = {"features": extractor.protocol, "image_shape": [*model.image_shape]}
     attempt("evaluation", check, metric, protocol, labels, reference)
 
     def score(params) -> Value:
         subject = image_sets.of_model(
-            "scoring", run, params, options.num, labels=labels
+            "scoring", model, params, options.num, labels=labels
         )
         try:
             generated = image_sets.measure(subject, extractor, options.batch_size)

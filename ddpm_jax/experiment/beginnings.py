@@ -12,7 +12,8 @@ import numpy as np
 
 from ddpm_jax.errors import ConfigError
 from ddpm_jax.experiment import config, load, run
-from ddpm_jax.experiment.build import Experiment, build, complete
+from ddpm_jax.experiment.build import Experiment
+from ddpm_jax.experiment.model import build_model, complete
 from ddpm_jax.interop.layout import leaves
 
 # Of the section `network`, what may be other than the model's: classes, the learned
@@ -76,21 +77,21 @@ def begin_from(
         in another way than they were trained.
     """
     try:
-        model = _open(path, settings)
-        _check(path, model.config, settings)
-        params = model.load_params(build(model.config))
+        trained = _open(path, settings)
+        _check(path, trained.config, settings)
+        params = trained.load_params(build_model(trained.config))
     except (ConfigError, OSError) as error:
         raise ConfigError(f"config.init_from: {error}") from error
-    like = experiment.abstract_state().params
-    there = _classes(model.config, model.origin.get("classes", ()))
+    like = experiment.model.abstract_params()
+    there = _classes(trained.config, trained.origin.get("classes", ()))
     here = _classes(settings, names)
-    changes = _changes(params, like, model.config, settings, there, here)
+    changes = _changes(params, like, trained.config, settings, there, here)
     if changes:
-        init = jax.jit(experiment.network.init, static_argnums=1)
-        fresh = jax.device_get(init(key, experiment.image_shape))
+        init = jax.jit(experiment.model.network.init, static_argnums=1)
+        fresh = jax.device_get(init(key, experiment.model.image_shape))
         params = fit(params, fresh, there, here)
-    trained_for = _trained_for(model.config, settings)
-    return Beginning(params, [*model.notes, *trained_for, *changes])
+    trained_for = _trained_for(trained.config, settings)
+    return Beginning(params, [*trained.notes, *trained_for, *changes])
 
 
 def fit(params, fresh, there: Classes, here: Classes):

@@ -12,15 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ddpm_jax import networks
 from ddpm_jax.data import images
-from ddpm_jax.diffusion import denoisers, guidance, samplers, schedules, transforms
-from ddpm_jax.diffusion import timesteps as timesteps_module
-from ddpm_jax.diffusion.samplers import loop
 from ddpm_jax.distributed import devices
 from ddpm_jax.errors import ConfigError
-from ddpm_jax.experiment.registry import choose, make, resolved
-from ddpm_jax.experiment.sections import attempt, call, signature
+from ddpm_jax.experiment.model import Model, build_model
+from ddpm_jax.experiment.registry import make, resolved
+from ddpm_jax.experiment.sections import attempt, call
 from ddpm_jax.training import optimizers
 from ddpm_jax.training.keys import random_key
 from ddpm_jax.training.step import TrainState, init_state, make_train_step
@@ -63,47 +60,23 @@ class TrainOptions(NamedTuple):
 
 
 class Experiment(NamedTuple):
-    """Everything that a config describes, except the data.
+    """What a config describes, except the data.
 
     Attributes:
-      schedule: the noise schedule.
-      network: the network, as two functions.
-      predicts: what it predicts: "eps", "x_0" or "v".
-      image_shape: (height, width, channels).
-      num_classes: number of classes, 0 where unconditional.
-      denoiser: (params, labels or None) -> the denoiser, clipped and guided as the
-        config says, that samplers call as (x_t, t).
-      sampler: the config's sampler.
-      timesteps: the times that it visits, ending in 0.
+      model: what is trained, without parameters.
       tx: the optimizer.
       learning_rate: as a function of the number of updates.
       loss_fn: (params, host batch, key) -> (loss, metrics).
-      sample_fn: (params, keys, labels or None) -> images, with all of these.
-      picture_fn: the same as uint8 pixels, a quarter of what leaves the devices.
     """
 
-    schedule: schedules.Schedule
-    network: networks.Network
-    predicts: str
-    image_shape: tuple[int, int, int]
-    num_classes: int
-    denoiser: Callable[..., denoisers.Denoiser]
-    sampler: samplers.Sampler
-    timesteps: timesteps_module.Timesteps
+    model: Model
     tx: optax.GradientTransformation
     learning_rate: Callable
     loss_fn: Callable
-    sample_fn: Callable
-    picture_fn: Callable
-
-    @property
-    def network_calls(self) -> int:
-        """How many a sample takes; guidance makes one call of twice the batch."""
-        return self.sampler.calls * (len(self.timesteps) - 2) + 1
 
     def init(self, key) -> TrainState:
         """Makes the state before the first step."""
-        return self.begin(self.network.init(key, self.image_shape))
+        return self.begin(self.model.network.init(key, self.model.image_shape))
 
     def begin(self, params) -> TrainState:
         """Makes the state before the first step, from parameters trained before."""
@@ -120,95 +93,20 @@ def build(config: dict[str, Any]) -> Experiment:
     Raises:
       ConfigError: one line that says which key is wrong, and how.
     """
-    image_shape = tuple(config["image_shape"])
-    num_classes = config.get("network", {}).get("num_classes", 0)
-    schedule = make_schedule(config)
-    network = make(config, "network")
-    predicts = config.get("loss", {}).get("predicts", "eps")
-    loss_fn = make(config, "loss", network.apply, schedule)
+    model = build_model(config)
+    loss_fn = make(config, "loss", model.network.apply, model.schedule)
     end = train_options(config).num_steps if "train" in config else None
     settings = resolved(config, "optimizer", "name", optimizers.OPTIMIZERS)
     tx, learning_rate = call(
         settings, "optimizer", optimizers.make_optimizer, num_steps=end
     )
-    sampler = make(config, "sampler", schedule)
-    timesteps = make(config, "timesteps", schedule)
-    has_null = bool(num_classes and config["network"].get("label_dropout"))
-    null = num_classes if has_null else None
-    transform = call(
-        resolved(config, "denoiser", "guidance", guidance.GUIDANCE),
-        "denoiser",
-        transforms.make_transform,
-        schedule,
-        null,
-    )
 
-    def known(denoiser):
-        def checked(x_t, t, labels=None):
-            if num_classes and labels is not None:
-                networks.check_labels(labels, num_classes + has_null)
-            return denoiser(x_t, t, labels)
+    def of_batch(params, batch, key):
+        return loss_fn(params, _on_device(batch, model.num_classes), key)
 
-        return checked
-
-    parts = {"predicts": predicts, "transform": lambda d: known(transform(d))}
-    sample_fn = loop.make_sample_fn(
-        network.apply, schedule, sampler, timesteps, image_shape, **parts
-    )
-    experiment = Experiment(
-        schedule=schedule,
-        network=network,
-        predicts=predicts,
-        image_shape=image_shape,
-        num_classes=num_classes,
-        denoiser=loop.make_denoiser(network.apply, schedule, **parts),
-        sampler=sampler,
-        timesteps=timesteps,
-        tx=tx,
-        learning_rate=learning_rate,
-        loss_fn=lambda params, batch, key: loss_fn(
-            params, _on_device(batch, num_classes), key
-        ),
-        sample_fn=sample_fn,
-        picture_fn=lambda *given: images.to_uint8(sample_fn(*given)),
-    )
+    experiment = Experiment(model, tx, learning_rate, of_batch)
     _trace(experiment)
     return experiment
-
-
-def make_schedule(config: dict[str, Any]) -> schedules.Schedule:
-    """Makes the schedule of a config.
-
-    Raises:
-      ConfigError: see `build`.
-    """
-    section = dict(config.get("schedule", {}))
-    rescale = section.pop("zero_terminal_snr", False)
-    if not isinstance(rescale, bool):
-        raise ConfigError(
-            f"config.schedule.zero_terminal_snr must be True or False, got {rescale!r}"
-        )
-    config = {**config, "schedule": section}
-    schedule = make(config, "schedule")
-    if rescale:
-        schedule = attempt("schedule", schedules.zero_terminal_snr, schedule)
-    return schedule
-
-
-def complete(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Returns the sections that decide samples, with the defaults of what they name."""
-    sections = ("schedule", "network", "loss", "sampler", "timesteps")
-    called = {section: choose(config, section) for section in sections}
-    called["denoiser"] = transforms.make_transform
-    return {
-        name: {
-            key: parameter.default
-            for key, parameter in signature(function).parameters.items()
-            if parameter.default is not parameter.empty
-        }
-        | config.get(name, {})
-        for name, function in called.items()
-    }
 
 
 def train_options(config: dict[str, Any]) -> TrainOptions:
@@ -259,47 +157,19 @@ def train_step(experiment: Experiment, options: TrainOptions) -> Callable:
     return step
 
 
-def sample_labels(num_classes: int, num: int, labels=None) -> np.ndarray | None:
-    """Returns a label for each of `num` images: all classes in turn, or those given.
-
-    Raises:
-      ValueError: for labels that are no classes, or none at all.
-    """
-    if num_classes == 0:
-        return None
-    labels = np.arange(num_classes) if labels is None else np.asarray(labels)
-    if not labels.size:
-        raise ValueError("give at least one label, or None for all classes")
-    networks.check_labels(labels, num_classes)
-    return np.resize(labels, num)
-
-
-def sample_keys(seed: int, num: int) -> jax.Array:
-    """Returns a key for each image; image i has the same one whatever `num`."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(random_key(seed), np.arange(num))
-
-
 def _trace(experiment):
-    """Goes through all programs without compiling, so that what fails fails now."""
-    params = attempt(
-        "network",
-        jax.eval_shape,
-        lambda: experiment.network.init(random_key(0), experiment.image_shape),
-    )
+    """Goes through what trains without compiling, so that what fails fails now."""
+    params = experiment.model.abstract_params()
     opt_state = attempt("optimizer", jax.eval_shape, experiment.tx.init, params)
     attempt(
         "optimizer", jax.eval_shape, experiment.tx.update, params, opt_state, params
     )
     batch = {
-        "image": jax.ShapeDtypeStruct((2, *experiment.image_shape), np.uint8),
+        "image": jax.ShapeDtypeStruct((2, *experiment.model.image_shape), np.uint8),
         "label": jax.ShapeDtypeStruct((2,), np.int32),
         "id": jax.ShapeDtypeStruct((2,), np.uint32),
     }
-    key = random_key(0)
-    attempt("loss", jax.eval_shape, experiment.loss_fn, params, batch, key)
-    labels = batch["label"] if experiment.num_classes else None
-    keys = jax.random.split(key, 2)
-    attempt("sampler", jax.eval_shape, experiment.sample_fn, params, keys, labels)
+    attempt("loss", jax.eval_shape, experiment.loss_fn, params, batch, random_key(0))
 
 
 def _on_device(batch, num_classes):

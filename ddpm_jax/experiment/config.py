@@ -35,7 +35,7 @@ LISTS = (
 )
 
 
-def load(spec: str, overrides: Iterable[str] = ()) -> dict[str, Any]:
+def read_config(spec: str, overrides: Iterable[str] = ()) -> dict[str, Any]:
     """Loads a config file and applies overrides.
 
     Args:

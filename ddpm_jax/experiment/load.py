@@ -1,13 +1,14 @@
 """Trained models, wherever they are: in the folder of a run, or published elsewhere."""
 
+import dataclasses
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ddpm_jax.errors import ConfigError
 from ddpm_jax.experiment import code, config, run
-from ddpm_jax.experiment.build import Experiment, build
+from ddpm_jax.experiment.model import Model, build_model
 from ddpm_jax.interop import openai
 from ddpm_jax.interop.published import open_pretrained
 
@@ -30,25 +31,25 @@ READ_WITH = (
 )
 
 
-class Model(NamedTuple):
+class Trained(NamedTuple):
     """A trained model, whose parameters are not read yet.
 
     Attributes:
       config: what it is.
-      load_params: experiment -> the parameters of its network; they must fit.
+      load_params: model -> the parameters of its network; they must fit.
       origin: where it is from, as JSON has it.
       notes: what was chosen or assumed, in words.
     """
 
     config: dict[str, Any]
-    load_params: Callable[[Experiment], Any]
+    load_params: Callable[[Model], Any]
     origin: dict[str, Any]
     notes: list[str]
 
 
 def from_run(
     workdir: str | Path, ema: bool = True, step: int | str | None = None
-) -> Model:
+) -> Trained:
     """Opens the model of a run.
 
     Args:
@@ -65,9 +66,9 @@ def from_run(
     origin = {"workdir": str(Path(workdir)), "step": step, "weights": weights}
     if data := run.data_of(workdir):
         origin["classes"] = data.classes
-    return Model(
+    return Trained(
         settings,
-        lambda experiment: run.load_params(workdir, experiment, ema, step),
+        lambda model: run.load_params(workdir, model, ema, step),
         origin,
         [],
     )
@@ -77,7 +78,7 @@ def from_pretrained(
     path: str,
     settings: openai.Settings | None = None,
     image_shape: tuple[int, int, int] | None = None,
-) -> Model:
+) -> Trained:
     """Opens a published model.
 
     Args:
@@ -90,35 +91,77 @@ def from_pretrained(
       OSError: if it cannot be read, or is of a model that our U-Net cannot be.
     """
     opened = open_pretrained(path, settings, image_shape)
-    return Model(
+    return Trained(
         config.override(opened.config, ()),
-        lambda experiment: opened.read(experiment.abstract_state().params),
+        lambda model: opened.read(model.abstract_params()),
         {"pretrained": path},
         opened.notes,
     )
 
 
-def load_pretrained(
-    path: str, overrides=(), settings: openai.Settings | None = None
-) -> tuple[Experiment, Any]:
-    """Loads a published model, ready for `make_sample_fn`.
+def load(
+    path: str | Path,
+    overrides: Sequence[str] | dict[str, Any] = (),
+    ema: bool = True,
+    step: int | str | None = None,
+    settings: openai.Settings | None = None,
+) -> Model:
+    """Loads a trained model with its parameters, wherever it is.
 
     Args:
-      path: see `from_pretrained`.
-      overrides: changes of its config, such as "sampler={'name': 'ddim'}".
-      settings: see `from_pretrained`.
+      path: the folder of a run, or a published model as in `from_pretrained`.
+      overrides: changes of its config, such as "sampler.name=ddpm", of what does not
+        touch the parameters; or a whole config.
+      ema: of a run, whether to take the averaged parameters or the raw ones.
+      step: of a run's checkpoint, or "best", by default the latest.
+      settings: of a published model, see `from_pretrained`.
 
     Returns:
-      (experiment, params), as in `experiment.sample_fn(params, keys, labels)`.
+      The model, as in `model.sample_fn(model.params, keys, labels)`.
 
     Raises:
+      ConfigError: for an override that does not fit, and if a folder does not hold a
+        run, or no such checkpoint.
       OSError: see `from_pretrained`; and if a tensor is missing, extra or misshapen.
-      ConfigError: for an override that does not fit, and for the folder of a run.
     """
-    if run.is_run(path):
-        raise ConfigError(f"{path} is a run: ddpm_jax.load reads it")
-    model = from_pretrained(path, settings)
-    for note in model.notes:
+    if _is_of_run(Path(path)):
+        trained = from_run(path, ema, step)
+    else:
+        trained = from_pretrained(str(path), settings)
+    for note in trained.notes:
         warnings.warn(note, stacklevel=2)
-    experiment = build(config.override(model.config, overrides))
-    return experiment, model.load_params(experiment)
+    if not isinstance(overrides, dict):
+        overrides = config.override(trained.config, overrides)
+    model = build_model(read_otherwise(trained, overrides).config)
+    return dataclasses.replace(model, params=trained.load_params(model))
+
+
+def read_otherwise(trained: Trained, settings: dict[str, Any]) -> Trained:
+    """Returns a trained model that is read by another config than its own.
+
+    Raises:
+      ConfigError: if that would give its parameters another meaning.
+    """
+    fixed = tuple(f"network.{key}" for key in READ_WITH)
+    if "workdir" in trained.origin:  # a published model may not say it all
+        fixed += ("schedule.", "loss.predicts")
+    for key, (was, _) in config.differences(trained.config, settings).items():
+        if key.startswith(fixed):
+            raise ConfigError(f"config.{key}: the model was trained with {was}")
+    return trained._replace(config=settings)
+
+
+def load_pretrained(
+    path: str, overrides=(), settings: openai.Settings | None = None
+) -> Model:
+    """Loads a published model, as `load` does now, with a warning that says so."""
+    warnings.warn("ddpm_jax.load loads all models", FutureWarning, stacklevel=2)
+    return load(path, overrides, settings=settings)
+
+
+def _is_of_run(folder):
+    """Whether a path is that of a run, or at least not of a published model."""
+    listed = folder / "config.json"
+    if listed.is_file():
+        return "_class_name" not in listed.read_text()
+    return folder.is_dir() and (folder / "checkpoints").is_dir()

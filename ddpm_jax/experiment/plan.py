@@ -11,12 +11,14 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from ddpm_jax.errors import ConfigError
 from ddpm_jax.experiment import build as experiments
 from ddpm_jax.experiment.build import Experiment, TrainOptions
 from ddpm_jax.experiment.config import override
+from ddpm_jax.experiment.cost import activations, flops, num_bytes, program_of
+from ddpm_jax.experiment.model import complete
+from ddpm_jax.training.keys import random_key
 
 
 class Plan(NamedTuple):
@@ -60,22 +62,22 @@ def plan(
       batch_size: images of a step, on all devices.
       devices: how many devices share them.
     """
-    state, key = experiment.abstract_state(), experiments.random_key(0)
-    num_bytes = _num_bytes(state.params)
+    state, key = experiment.abstract_state(), random_key(0)
+    each = num_bytes(state.params)
     part = math.ceil(batch_size / (devices * options.num_microbatches))
     labels = _shape((part,), np.int32)
     batch = {
-        "image": _shape((part, *experiment.image_shape), np.uint8),
+        "image": _shape((part, *experiment.model.image_shape), np.uint8),
         "label": labels,
         "id": _shape((part,), np.uint32),
     }
-    cond = labels if experiment.num_classes else None
-    x_t = _shape((part, *experiment.image_shape), np.float32)
+    cond = labels if experiment.model.num_classes else None
+    x_t = _shape((part, *experiment.model.image_shape), np.float32)
     gradient = jax.grad(experiment.loss_fn, has_aux=True)
-    step = _program(gradient, state.params, batch, key)
-    call = _program(experiment.network.apply, state.params, x_t, labels, cond)
+    step = program_of(gradient, state.params, batch, key)
+    call = program_of(experiment.model.network.apply, state.params, x_t, labels, cond)
     keys = _shape((part,), key.dtype)
-    sample = _program(experiment.sample_fn, state.params, keys, cond)
+    sample = program_of(experiment.model.sample_fn, state.params, keys, cond)
     return Plan(
         devices=devices,
         batch_size=batch_size,
@@ -84,72 +86,18 @@ def plan(
         num_steps=options.num_steps,
         num_params=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         memory={
-            "parameters": num_bytes,
-            "their average": _num_bytes(state.ema_params),
-            "optimizer": _num_bytes(state.opt_state),
+            "parameters": each,
+            "their average": num_bytes(state.ema_params),
+            "optimizer": num_bytes(state.opt_state),
             # Those of a part of the batch, and the sum over the parts.
-            "gradients": num_bytes * (1 if options.num_microbatches == 1 else 2),
+            "gradients": each * (1 if options.num_microbatches == 1 else 2),
             "activations": activations(step),
         },
         step_flops=flops(step) // part,
         call_flops=flops(call) // part,
         sample_flops=flops(sample) // part,
-        network_calls=experiment.network_calls,
+        network_calls=experiment.model.network_calls,
     )
-
-
-def flops(program: Jaxpr) -> int:
-    """Counts the operations of a program's convolutions and matrix products.
-
-    A multiplication and an addition are two. Padding counts as if it were there, as in
-    published numbers; what goes over each element, such as a norm, does not count.
-    """
-    total = 0
-    for line in program.eqns:
-        name = line.primitive.name
-        if name == "dot_general":
-            (contracted, _), _ = line.params["dimension_numbers"]
-            shape = line.invars[0].aval.shape
-            terms = math.prod(shape[axis] for axis in contracted)
-            total += 2 * line.outvars[0].aval.size * terms
-        elif name == "conv_general_dilated":
-            kernel = line.invars[1].aval
-            features = kernel.shape[line.params["dimension_numbers"].rhs_spec[0]]
-            # The zeros between dilated inputs are of the gradient of a strided one.
-            zeros = math.prod(line.params["lhs_dilation"])
-            terms = kernel.size // features
-            total += 2 * line.outvars[0].aval.size * terms // zeros
-        within = [flops(inner) for inner in _programs_in(line)]
-        repeated = line.params["length"] if name == "scan" else 1
-        if within:  # of the branches of a condition, one is taken
-            total += repeated * (max(within) if name == "cond" else sum(within))
-    return total
-
-
-def activations(program: Jaxpr) -> int:
-    """Returns the bytes of what a program makes, at the line where most is alive.
-
-    Arguments and results do not count. Each line makes its result before it lets go of
-    what it reads, where a compiler makes one loop of many lines: XLA on a CPU needed
-    0.75 to 0.81 of this for the digits recipe and for U-Nets of 1.5 and 9 million
-    parameters, and 0.78 with `remat` where kept from undoing it, as it does on a CPU.
-    A TPU pads arrays to tiles of 8 x 128: for digits, 16 images on each device, XLA
-    needed 34.0 MB where this and the gradients are 13.9 MB. `--plan v5e:2x2` asks it.
-    """
-    results = set(_variables(program.outvars))
-    last = {
-        v: i for i, line in enumerate(program.eqns) for v in _variables(line.invars)
-    }
-    sizes, alive, most = {}, 0, 0
-    for i, line in enumerate(program.eqns):
-        made = [v for v in line.outvars if v in last and v not in results]
-        sizes |= {v: _num_bytes(v.aval) for v in made}
-        alive += sum(sizes[v] for v in made)
-        within = max(map(activations, _programs_in(line)), default=0)
-        most = max(most, alive + within)
-        read = {v for v in _variables(line.invars) if last[v] == i}
-        alive -= sum(sizes.get(v, 0) for v in read)
-    return most
 
 
 def report(
@@ -245,7 +193,7 @@ def with_lighter(
     options = experiments.train_options(settings)
     here = plan(experiment, options, batch_size, devices)
     others = []
-    if experiments.complete(settings)["network"].get("remat") is False:
+    if complete(settings)["network"].get("remat") is False:
         change = "network.remat=True"
         lighter = experiments.build(override(settings, [change]))
         others.append((change, plan(lighter, options, batch_size, devices)))
@@ -284,30 +232,8 @@ def _microbatches(plan, limit):
     return next(fitting, more[0] if more else None)
 
 
-def _program(function, *given) -> Jaxpr:
-    return jax.make_jaxpr(function)(*given).jaxpr
-
-
-def _programs_in(line) -> list[Jaxpr]:
-    """The programs within a line of one, as of a scan."""
-    values = jax.tree.leaves([*line.params.values()], is_leaf=_is_program)
-    return [getattr(v, "jaxpr", v) for v in values if _is_program(v)]
-
-
-def _is_program(value):
-    return isinstance(value, (Jaxpr, ClosedJaxpr))
-
-
-def _variables(atoms):
-    return [atom for atom in atoms if not isinstance(atom, Literal)]
-
-
 def _shape(shape, dtype):
     return jax.ShapeDtypeStruct(shape, dtype)
-
-
-def _num_bytes(tree) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def _mega(num_bytes):

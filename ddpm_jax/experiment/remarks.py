@@ -8,7 +8,8 @@ from typing import Any
 from ddpm_jax.data import images
 from ddpm_jax.diffusion import schedules
 from ddpm_jax.errors import ConfigError
-from ddpm_jax.experiment.build import make_schedule, train_options
+from ddpm_jax.experiment.build import train_options
+from ddpm_jax.experiment.model import make_schedule
 from ddpm_jax.experiment.registry import make
 from ddpm_jax.experiment.sections import attempt
 from ddpm_jax.training import optimizers

@@ -10,7 +10,8 @@ from typing import Any
 from ddpm_jax.data.contents import Contents
 from ddpm_jax.errors import ConfigError
 from ddpm_jax.experiment import code, config
-from ddpm_jax.experiment.build import Experiment, build
+from ddpm_jax.experiment.build import build
+from ddpm_jax.experiment.model import Model
 from ddpm_jax.files import whole
 from ddpm_jax.training.checkpoints import Checkpoints
 from ddpm_jax.training.checksums import DamagedError
@@ -218,47 +219,30 @@ def lock(workdir: Path):
         yield
 
 
-def load(
-    workdir: str | Path,
-    settings: dict[str, Any] | None = None,
-    ema: bool = True,
-    step: int | str | None = None,
-) -> tuple[Experiment, Any]:
-    """Loads a trained model; a run that is still training is not disturbed.
+def load_params(
+    workdir: str | Path, model: Model, ema: bool = True, step: int | str | None = None
+):
+    """Loads the parameters of a run's network; training in it is not disturbed.
 
     Args:
       workdir: the folder of a run.
-      settings: its config, changed in what does not touch the parameters, such as the
-        sampler; by default as it was trained.
-      ema: whether to return the averaged parameters or the raw ones.
+      model: of its network.
+      ema: whether to take the averaged parameters or the raw ones.
       step: of the checkpoint, "best" for that of the best score while training, by
         default the latest.
-
-    Returns:
-      (experiment, params), as in `experiment.sample_fn(params, keys, labels)`.
 
     Raises:
       ConfigError: if the folder does not hold a run, or no such checkpoint.
     """
-    if settings is None:
-        settings = code.kept(workdir, read_config(workdir))
-    experiment = build(settings)
-    return experiment, load_params(workdir, experiment, ema, step)
-
-
-def load_params(
-    workdir: str | Path,
-    experiment: Experiment,
-    ema: bool = True,
-    step: int | str | None = None,
-):
-    """Loads the parameters of a run's network, as `load`, for an experiment built."""
     with _checkpoints(workdir) as checkpoints:
-        return checkpoints.restore_params(experiment.abstract_state(), ema, step)
+        if ema:
+            return checkpoints.restore_ema(model.abstract_params(), step)
+        like = build(code.kept(workdir, read_config(workdir))).abstract_state()
+        return checkpoints.restore(like, step).params
 
 
 def find_step(workdir: str | Path, step: int | str | None = None) -> int:
-    """Returns the step of the checkpoint that `load` takes; raises as it does."""
+    """Returns the step of the checkpoint that `load_params` takes; raises as it."""
     with _checkpoints(workdir) as checkpoints:
         return checkpoints.find(step)
 

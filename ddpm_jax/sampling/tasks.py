@@ -16,7 +16,7 @@ from ddpm_jax.diffusion import editing, inverse, schedules, timesteps
 from ddpm_jax.diffusion.denoisers import Denoiser
 from ddpm_jax.diffusion.samplers import Sampler, loop
 from ddpm_jax.errors import ConfigError
-from ddpm_jax.experiment.build import Experiment
+from ddpm_jax.experiment.model import Model
 
 
 class Edit(NamedTuple):
@@ -37,20 +37,20 @@ class Edit(NamedTuple):
     denoiser: Callable[[Denoiser, Any], Denoiser] = lambda denoiser, given: denoiser
 
 
-def from_noise(run: Experiment) -> Edit:
+def from_noise(model: Model) -> Edit:
     """Plain sampling."""
     return Edit(
         None,
-        run.timesteps,
-        lambda keys, given: loop.draw_prior(keys, run.image_shape),
+        model.timesteps,
+        lambda keys, given: loop.draw_prior(keys, model.image_shape),
     )
 
 
-def from_pictures(run: Experiment, pictures: np.ndarray, strength: float) -> Edit:
+def from_pictures(model: Model, pictures: np.ndarray, strength: float) -> Edit:
     """Pictures made anew from a noisy version of them (SDEdit; img2img).
 
     Args:
-      run: the model.
+      model: the model.
       pictures: uint8 [num, height, width, channels].
       strength: how much is made anew, in (0, 1]: the walk begins at this share of T.
 
@@ -60,19 +60,19 @@ def from_pictures(run: Experiment, pictures: np.ndarray, strength: float) -> Edi
     if not 0 < strength <= 1:
         raise ConfigError(f"--strength must lie in (0, 1], got {strength}")
     times = timesteps.from_time(
-        run.timesteps, max(1, round(strength * run.schedule.num_steps))
+        model.timesteps, max(1, round(strength * model.schedule.num_steps))
     )
 
     def begin(keys, given):
         noise_keys, step_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
         start = images.to_float(given)
-        return editing.perturb(run.schedule, noise_keys, start, times[0]), step_keys
+        return editing.perturb(model.schedule, noise_keys, start, times[0]), step_keys
 
     return Edit(pictures, times, begin)
 
 
 def painted(
-    run: Experiment,
+    model: Model,
     pictures: np.ndarray,
     mask: np.ndarray,
     repeats: int = 10,
@@ -80,7 +80,7 @@ def painted(
     """Pictures with a part painted anew (RePaint); the rest is returned as it is.
 
     Args:
-      run: the model.
+      model: the model.
       pictures: uint8 [num, height, width, channels].
       mask: where to paint, bool [height, width, 1].
       repeats: how often each stretch is gone down, 1 for plain replacement; a stretch
@@ -104,27 +104,27 @@ def painted(
 
     def inpaint(sampler, given):
         known = images.to_float(given)
-        sampler = editing.inpaint(sampler, run.schedule, known, jnp.asarray(mask))
-        return editing.resample(sampler, run.schedule)
+        sampler = editing.inpaint(sampler, model.schedule, known, jnp.asarray(mask))
+        return editing.resample(sampler, model.schedule)
 
-    length = max(1, min(10, (len(run.timesteps) - 1) // 5))
-    times = timesteps.resampled(run.timesteps, length, repeats)
-    return from_noise(run)._replace(given=pictures, timesteps=times, sampler=inpaint)
+    length = max(1, min(10, (len(model.timesteps) - 1) // 5))
+    times = timesteps.resampled(model.timesteps, length, repeats)
+    return from_noise(model)._replace(given=pictures, timesteps=times, sampler=inpaint)
 
 
-def measured(run: Experiment, pictures: np.ndarray, by: inverse.Measurement) -> Edit:
+def measured(model: Model, pictures: np.ndarray, by: inverse.Measurement) -> Edit:
     """Images that look like the pictures to a measurement, until they are clipped.
 
     Args:
-      run: the model.
+      model: the model.
       pictures: what was measured, uint8 [num, ...].
       by: how.
     """
 
     def restore(denoiser, given):
-        return inverse.restore(denoiser, run.schedule, by, images.to_float(given))
+        return inverse.restore(denoiser, model.schedule, by, images.to_float(given))
 
-    return from_noise(run)._replace(given=pictures, denoiser=restore)
+    return from_noise(model)._replace(given=pictures, denoiser=restore)
 
 
 def noise_of(pictures: np.ndarray) -> float:
@@ -136,36 +136,36 @@ def noise_of(pictures: np.ndarray) -> float:
     return float(np.clip(np.median(levels) * 127.5, 0.01, 255))
 
 
-def denoised(run: Experiment, pictures: np.ndarray, std: float) -> Edit:
+def denoised(model: Model, pictures: np.ndarray, std: float) -> Edit:
     """Pictures without their noise.
 
     Args:
-      run: the model.
+      model: the model.
       pictures: uint8 [num, height, width, channels].
       std: the standard deviation of their noise, in values of 0 ... 255.
 
     Raises:
       ConfigError: where that is not positive, or more than the model knows.
     """
-    most = min(255.0, 127.5 * float(np.exp(-run.schedule.log_snr[-1] / 2)))
+    most = min(255.0, 127.5 * float(np.exp(-model.schedule.log_snr[-1] / 2)))
     if not 0 < std <= most:
         raise ConfigError(
             f"--denoise must be a standard deviation above 0, and at most {most:.0f} "
             f"with this model, got {std:g}"
         )
-    first = round(float(editing.time_of_noise(run.schedule, std / 127.5)))
-    times = timesteps.from_time(run.timesteps, first)
-    alpha, _ = schedules.alpha_sigma(run.schedule, first)
+    first = round(float(editing.time_of_noise(model.schedule, std / 127.5)))
+    times = timesteps.from_time(model.timesteps, first)
+    alpha, _ = schedules.alpha_sigma(model.schedule, first)
     return Edit(
         pictures, times, lambda keys, given: (alpha * images.to_float(given), keys)
     )
 
 
-def interpolated(run: Experiment, num: int, length: int, noises: jax.Array) -> Edit:
+def interpolated(model: Model, num: int, length: int, noises: jax.Array) -> Edit:
     """Rows of images, each from one noise to another along the sphere.
 
     Args:
-      run: the model.
+      model: the model.
       num: how many images, at least a row; the last one may be cut short.
       length: images in a row, at least 2.
       noises: keys of the noises, two for each row.
@@ -181,18 +181,18 @@ def interpolated(run: Experiment, num: int, length: int, noises: jax.Array) -> E
 
     def begin(keys, given):
         first, last, weight = given
-        a, step_keys = loop.draw_prior(first, run.image_shape)
-        b, _ = loop.draw_prior(last, run.image_shape)
+        a, step_keys = loop.draw_prior(first, model.image_shape)
+        b, _ = loop.draw_prior(last, model.image_shape)
         return editing.slerp(a, b, weight), step_keys
 
-    return Edit(given, run.timesteps, begin)
+    return Edit(given, model.timesteps, begin)
 
 
-def make_draw(run: Experiment, edit: Edit, watched: bool = False) -> Callable:
+def make_draw(model: Model, edit: Edit, watched: bool = False) -> Callable:
     """Makes the function that draws.
 
     Args:
-      run: the model.
+      model: the model.
       edit: what to draw.
       watched: whether every step is returned too.
 
@@ -207,9 +207,9 @@ def make_draw(run: Experiment, edit: Edit, watched: bool = False) -> Callable:
 
     def draw(params, keys, labels, given):
         x, step_keys = edit.begin(keys, given)
-        denoiser = edit.denoiser(run.denoiser(params, labels), given)
+        denoiser = edit.denoiser(model.denoiser(params, labels), given)
         drawn, steps = loop.sample(
-            edit.sampler(run.sampler, given),
+            edit.sampler(model.sampler, given),
             denoiser,
             step_keys,
             x,

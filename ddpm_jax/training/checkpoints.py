@@ -191,11 +191,9 @@ class Checkpoints(contextlib.AbstractContextManager):
         restored = self._read(step, state=_without_ema(like), ema=like.ema_params)
         return TrainState(**{**restored.state, "ema_params": restored.ema})
 
-    def restore_params(self, like: TrainState, ema: bool = True, step=None):
-        """Returns a checkpoint's averaged (or raw) parameters; raises as `restore`."""
-        if not ema:
-            return self.restore(like, step).params
-        return self._read(step, ema=like.ema_params).ema
+    def restore_ema(self, like, step=None):
+        """Returns averaged parameters, shaped as `like`; raises as `restore`."""
+        return self._read(step, ema=like).ema
 
     def wait(self) -> None:
         """Waits for the save under way.

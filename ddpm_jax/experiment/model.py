@@ -1,0 +1,176 @@
+"""A model: what draws images, made of a config without what trains it."""
+
+import dataclasses
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from ddpm_jax import networks
+from ddpm_jax.data import images
+from ddpm_jax.diffusion import (
+    denoisers,
+    guidance,
+    process,
+    samplers,
+    schedules,
+    transforms,
+)
+from ddpm_jax.diffusion import timesteps as timesteps_module
+from ddpm_jax.diffusion.samplers import loop
+from ddpm_jax.errors import ConfigError
+from ddpm_jax.experiment.registry import choose, make, resolved
+from ddpm_jax.experiment.sections import attempt, call, signature
+from ddpm_jax.training.keys import random_key
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+    """What draws images: pure functions, and the parameters to give them.
+
+    Attributes:
+      schedule: the noise schedule.
+      network: the network, as two functions.
+      predicts: what it predicts: "eps", "x_0" or "v".
+      image_shape: (height, width, channels).
+      num_classes: number of classes, 0 where unconditional.
+      null: the class that means none, None where there is no such class.
+      denoiser: (params, labels or None) -> the denoiser, clipped and guided as the
+        config says, that samplers call as (x_t, t).
+      sampler: the config's sampler.
+      timesteps: the times that it visits, ending in 0.
+      sample_fn: (params, keys [batch], labels [batch] or None) -> images, float
+        [batch, height, width, channels] in [-1, 1], with all of these.
+      picture_fn: the same as uint8 pixels, a quarter of what leaves the devices.
+      config: what it was made of.
+      params: of the network, as they were trained; None before.
+    """
+
+    schedule: schedules.Schedule
+    network: networks.Network
+    predicts: str
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    null: int | None
+    denoiser: Callable[..., denoisers.Denoiser]
+    sampler: samplers.Sampler
+    timesteps: timesteps_module.Timesteps
+    sample_fn: Callable
+    picture_fn: Callable
+    config: dict[str, Any]
+    params: Any = None
+
+    @property
+    def network_calls(self) -> int:
+        """How many a sample takes; guidance makes one call of twice the batch."""
+        return self.sampler.calls * (len(self.timesteps) - 2) + 1
+
+    def abstract_params(self):
+        """Returns the shapes of the parameters, without computing anything."""
+        return jax.eval_shape(
+            lambda: self.network.init(random_key(0), self.image_shape)
+        )
+
+    def __iter__(self):
+        """Unpacks as (model, params), which `load` returned before."""
+        warnings.warn(
+            "ddpm_jax.load returns a model, with its parameters in model.params; "
+            "unpacking it will end with the next version",
+            FutureWarning,
+            stacklevel=2,
+        )
+        return iter((self, self.params))
+
+
+def build_model(config: dict[str, Any]) -> Model:
+    """Makes the model of a config, without parameters, and checks it.
+
+    Raises:
+      ConfigError: one line that says which key is wrong, and how.
+    """
+    image_shape = tuple(config["image_shape"])
+    num_classes = config.get("network", {}).get("num_classes", 0)
+    schedule = make_schedule(config)
+    network = make(config, "network")
+    sampler = make(config, "sampler", schedule)
+    timesteps = make(config, "timesteps", schedule)
+    has_null = bool(num_classes and config["network"].get("label_dropout"))
+    null = num_classes if has_null else None
+    predicts = config.get("loss", {}).get("predicts", "eps")
+    attempt("loss", process.parameterization, predicts, schedule)
+    transform = call(
+        resolved(config, "denoiser", "guidance", guidance.GUIDANCE),
+        "denoiser",
+        transforms.make_transform,
+        schedule,
+        null,
+    )
+
+    def known(denoiser):
+        def checked(x_t, t, labels=None):
+            if num_classes and labels is not None:
+                networks.check_labels(labels, num_classes + has_null)
+            return denoiser(x_t, t, labels)
+
+        return checked
+
+    parts = {"predicts": predicts, "transform": lambda d: known(transform(d))}
+    sample_fn = loop.make_sample_fn(
+        network.apply, schedule, sampler, timesteps, image_shape, **parts
+    )
+    model = Model(
+        schedule=schedule,
+        network=network,
+        predicts=predicts,
+        image_shape=image_shape,
+        num_classes=num_classes,
+        null=null,
+        denoiser=loop.make_denoiser(network.apply, schedule, **parts),
+        sampler=sampler,
+        timesteps=timesteps,
+        sample_fn=sample_fn,
+        picture_fn=lambda *given: images.to_uint8(sample_fn(*given)),
+        config=config,
+    )
+    params = attempt("network", model.abstract_params)
+    keys = jax.random.split(random_key(0), 2)
+    labels = jax.ShapeDtypeStruct((2,), np.int32) if num_classes else None
+    attempt("sampler", jax.eval_shape, sample_fn, params, keys, labels)
+    return model
+
+
+def make_schedule(config: dict[str, Any]) -> schedules.Schedule:
+    """Makes the schedule of a config.
+
+    Raises:
+      ConfigError: see `build`.
+    """
+    section = dict(config.get("schedule", {}))
+    rescale = section.pop("zero_terminal_snr", False)
+    if not isinstance(rescale, bool):
+        raise ConfigError(
+            f"config.schedule.zero_terminal_snr must be True or False, got {rescale!r}"
+        )
+    config = {**config, "schedule": section}
+    schedule = make(config, "schedule")
+    if rescale:
+        schedule = attempt("schedule", schedules.zero_terminal_snr, schedule)
+    return schedule
+
+
+def complete(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Returns the sections that decide samples, with the defaults of what they name."""
+    sections = ("schedule", "network", "loss", "sampler", "timesteps")
+    called = {section: choose(config, section) for section in sections}
+    called["denoiser"] = transforms.make_transform
+    return {
+        name: {
+            key: parameter.default
+            for key, parameter in signature(function).parameters.items()
+            if parameter.default is not parameter.empty
+        }
+        | config.get(name, {})
+        for name, function in called.items()
+    }

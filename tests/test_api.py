@@ -8,7 +8,7 @@ import pytest
 from tiny import call, random_params, tiny
 
 import ddpm_jax
-from ddpm_jax import convert, sample
+from ddpm_jax import convert, diffusion, sample
 from ddpm_jax.errors import ConfigError
 from ddpm_jax.experiment import build, run
 from ddpm_jax.experiment.model import build_model
@@ -70,6 +70,8 @@ def test_what_was_written_before_still_works(workdir):
     np.testing.assert_array_equal(
         *(jax.tree.leaves(m)[0] for m in (params, model.params))
     )
+    with pytest.warns(FutureWarning, match="is in samplers"):
+        assert diffusion.sampling.sample is diffusion.samplers.sample
     settings = tiny("sampler={'name': 'ddim'}")
     assert ddpm_jax.load(workdir, settings).config["sampler"] == {"name": "ddim"}
 

@@ -73,6 +73,7 @@ def test_what_is_imported_where(path):
             "ddpm_jax",
             "collections",
             "typing",
+            "warnings",
         )
         assert {name.split(".")[0] for name in names} <= set(allowed)
     if room(path) == "data":

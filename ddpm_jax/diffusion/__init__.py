@@ -1,5 +1,7 @@
 """The mathematics of diffusion models: pure functions, no networks, no data."""
 
+import warnings
+
 from ddpm_jax.diffusion import (
     bound,
     denoisers,
@@ -13,7 +15,6 @@ from ddpm_jax.diffusion import (
     timesteps,
     variances,
 )
-from ddpm_jax.diffusion.samplers import loop as sampling
 
 __all__ = [
     "bound",
@@ -24,8 +25,14 @@ __all__ = [
     "losses",
     "process",
     "samplers",
-    "sampling",
     "schedules",
     "timesteps",
     "variances",
 ]
+
+
+def __getattr__(name):
+    if name == "sampling":
+        warnings.warn("diffusion.sampling is in samplers", FutureWarning, stacklevel=2)
+        return samplers
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,6 +1,6 @@
 """Editing: real images into the noise and back, mixed, changed, and repaired.
 
-Each is a starting point for `sampling.sample`, or a sampler made of another:
+Each is a starting point for `samplers.sample`, or a sampler made of another:
 
     x_T = encode(denoiser, schedule, images, timesteps)           DDIM inversion
     x_t = perturb(schedule, keys, images, timesteps[0])           SDEdit, img2img

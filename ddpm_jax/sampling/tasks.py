@@ -1,7 +1,7 @@
 """What `sample` draws: from noise, or from pictures that are there already.
 
 An edit says where a walk begins, and what is made of the model's denoiser and sampler
-on the way; the walk itself is `sampling.sample`.
+on the way; the walk itself is `samplers.sample`.
 """
 
 from collections.abc import Callable, Sequence

@@ -22,6 +22,7 @@ from ddpm_jax.diffusion.samplers.base import Sampler, SamplerState, standard_nor
 from ddpm_jax.diffusion.samplers.dpm_solver import dpmpp_2m, dpmpp_3m
 from ddpm_jax.diffusion.samplers.edm import heun
 from ddpm_jax.diffusion.samplers.first_order import ddim, ddpm
+from ddpm_jax.diffusion.samplers.loop import draw_prior, make_sample_fn, sample
 from ddpm_jax.diffusion.samplers.predictor_corrector import unipc
 from ddpm_jax.diffusion.samplers.sde import probability_flow, reverse_sde
 
@@ -39,6 +40,9 @@ SAMPLERS = {
 
 __all__ = [
     "SAMPLERS",
+    "draw_prior",
+    "make_sample_fn",
+    "sample",
     "Sampler",
     "SamplerState",
     "ddim",

@@ -13,7 +13,7 @@ from jaxtyping import Array
 
 from ddpm_jax.diffusion.denoisers import Denoiser, condition, from_network
 from ddpm_jax.diffusion.process import Images, Prediction
-from ddpm_jax.diffusion.samplers import Sampler, SamplerState
+from ddpm_jax.diffusion.samplers.base import Sampler, SamplerState
 from ddpm_jax.diffusion.schedules import Schedule, check_times
 from ddpm_jax.diffusion.timesteps import Timesteps
 

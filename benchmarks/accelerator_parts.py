@@ -14,9 +14,9 @@ from pathlib import Path
 import compiled_diffusers
 import jax
 
-from ddpm_jax import datasets, train
+from ddpm_jax import train
 from ddpm_jax.errors import ConfigError, one_line
-from ddpm_jax.experiment import build, plan
+from ddpm_jax.experiment import build, datasets, plan
 from ddpm_jax.training.step import make_train_step
 
 # Dense peaks in TFLOP/s by the makers' data sheets, the more special names first. A GPU

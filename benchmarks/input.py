@@ -26,7 +26,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ddpm_jax import train  # noqa: F401, what a training imports is in its start
-from ddpm_jax.datasets import make_feed
+from ddpm_jax.experiment.datasets import make_feed
 
 
 def feed_of(image_shape, **data):

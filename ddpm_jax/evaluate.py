@@ -29,7 +29,6 @@ from pathlib import Path
 
 import jax
 
-from ddpm_jax import datasets
 from ddpm_jax.cli import arguments, command
 from ddpm_jax.distributed import devices
 from ddpm_jax.errors import ConfigError, unknown
@@ -46,7 +45,7 @@ from ddpm_jax.evaluation import (
 )
 from ddpm_jax.evaluation.report import Score
 from ddpm_jax.evaluation.results import Book
-from ddpm_jax.experiment import config
+from ddpm_jax.experiment import config, datasets
 from ddpm_jax.experiment.model import Model, build_model, complete
 from ddpm_jax.experiment.sections import attempt
 from ddpm_jax.metrics.by_name import METRICS

@@ -12,6 +12,14 @@ from pathlib import Path
 import numpy as np
 
 
+def cache_dir() -> Path:
+    """Returns where things made once are kept between runs; it may not exist.
+
+    It is `$XDG_CACHE_HOME/ddpm_jax`, or `~/.cache/ddpm_jax`.
+    """
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "ddpm_jax")
+
+
 @contextmanager
 def whole(path: str | os.PathLike) -> Iterator[Path]:
     """Yields a name to write to, which becomes `path` unless something fails.

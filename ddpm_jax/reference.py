@@ -12,11 +12,10 @@ from pathlib import Path
 
 import jax
 
-from ddpm_jax import datasets
 from ddpm_jax.cli import arguments, command
 from ddpm_jax.errors import ConfigError
 from ddpm_jax.evaluation import image_sets, references
-from ddpm_jax.experiment import config
+from ddpm_jax.experiment import config, datasets
 from ddpm_jax.metrics import statistics
 
 

@@ -18,13 +18,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from ddpm_jax import datasets
 from ddpm_jax.cli import command
 from ddpm_jax.compiled import estimates
 from ddpm_jax.distributed import devices, multihost
 from ddpm_jax.errors import ConfigError
 from ddpm_jax.evaluation import beside, online
-from ddpm_jax.experiment import beginnings, config, plan, remarks, run
+from ddpm_jax.experiment import beginnings, config, datasets, plan, remarks, run
 from ddpm_jax.experiment import build as experiments
 from ddpm_jax.files import check_local
 from ddpm_jax.training import calls

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_jax import datasets
 from ddpm_jax.data.batches import Feed, make_batch_fn, prefetch
 from ddpm_jax.errors import ConfigError
+from ddpm_jax.experiment import datasets
 
 
 class Numbered:

@@ -11,9 +11,9 @@ import pytest
 from tiny import random_params
 
 import ddpm_jax
-from ddpm_jax import datasets, train
+from ddpm_jax import train
 from ddpm_jax.errors import ConfigError
-from ddpm_jax.experiment import build, config, remarks, run
+from ddpm_jax.experiment import build, config, datasets, remarks, run
 from ddpm_jax.sampling import draw
 
 RECIPES = sorted(str(path) for path in Path("configs").glob("*.py"))

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_jax import datasets
 from ddpm_jax.data import arrays as sources
 from ddpm_jax.data.base import labels_of
 from ddpm_jax.data.folders import image_shape_of
 from ddpm_jax.errors import ConfigError
 from ddpm_jax.evaluation import extractors as networks
 from ddpm_jax.evaluation import measures
+from ddpm_jax.experiment import datasets
 from ddpm_jax.metrics import by_name, frechet, kernel, statistics
 from ddpm_jax.metrics.by_name import METRICS
 from ddpm_jax.metrics.features import base, classifier, inception, inception_weights

@@ -14,13 +14,14 @@ from jobs import environment
 from tiny import call, random_params, tiny
 
 import ddpm_jax
-from ddpm_jax import convert, datasets, evaluate, reference
+from ddpm_jax import convert, evaluate, reference
 from ddpm_jax.data import arrays as sources
 from ddpm_jax.data import images
 from ddpm_jax.data.base import ArraySource
 from ddpm_jax.distributed import devices
 from ddpm_jax.errors import ConfigError
 from ddpm_jax.evaluation import image_sets, references, report, results
+from ddpm_jax.experiment import datasets
 from ddpm_jax.experiment import run as runs
 from ddpm_jax.experiment.build import build
 from ddpm_jax.metrics import frechet, kernel

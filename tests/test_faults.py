@@ -19,12 +19,12 @@ from jobs import SMALL, environment, final_state, training
 from PIL import Image
 from tiny import call
 
-from ddpm_jax import datasets, sample, train
+from ddpm_jax import sample, train
 from ddpm_jax.data import records as tfds
 from ddpm_jax.data.base import gather
 from ddpm_jax.data.folders import folder
 from ddpm_jax.errors import ConfigError
-from ddpm_jax.experiment import config, load
+from ddpm_jax.experiment import config, datasets, load
 from ddpm_jax.sampling import pictures as drawings
 from ddpm_jax.training.checkpoints import Checkpoints
 from ddpm_jax.training.meter import NonFiniteError

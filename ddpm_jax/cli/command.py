@@ -16,7 +16,7 @@ from typing import NoReturn
 
 import jax
 
-from ddpm_jax import cache
+from ddpm_jax import files
 from ddpm_jax.compiled.topologies import LIBTPU_FLAGS
 from ddpm_jax.distributed import multihost
 from ddpm_jax.errors import ConfigError, one_line
@@ -245,4 +245,4 @@ def _limit_windows() -> None:
 def _cache_programs() -> None:
     """Keeps compiled programs between runs, unless the environment says where."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(cache.folder()))
+        jax.config.update("jax_compilation_cache_dir", str(files.cache_dir()))

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ddpm_jax import cache as caches
+from ddpm_jax import files
 from ddpm_jax.data.base import ArraySource, Origin, Source, digest, gather
 from ddpm_jax.files import locked, whole
 
@@ -206,7 +206,7 @@ def _places(origin: Origin, cache: bool | str) -> list[tuple[Path, float]]:
     if cache is not True:
         return [(Path(cache).expanduser(), 1.0)]
     beside = origin.place.with_name(f"{origin.place.name}.decoded")
-    elsewhere = caches.folder() / "decoded" / digest(str(origin.place))
+    elsewhere = files.cache_dir() / "decoded" / digest(str(origin.place))
     return [(beside, 0.5), (elsewhere, 0.5)]
 
 

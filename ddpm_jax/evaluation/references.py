@@ -5,12 +5,13 @@ from typing import Any
 
 import jax
 
-from ddpm_jax import cache, datasets
+from ddpm_jax import files
 from ddpm_jax.data.base import Source, in_memory
 from ddpm_jax.distributed import multihost
 from ddpm_jax.errors import ConfigError
 from ddpm_jax.evaluation import image_sets
 from ddpm_jax.evaluation.image_sets import Subject
+from ddpm_jax.experiment import datasets
 from ddpm_jax.metrics import statistics
 from ddpm_jax.metrics.features.base import Extractor
 from ddpm_jax.metrics.statistics import Statistics
@@ -73,7 +74,7 @@ def statistics_of(
     protocol = image_sets.protocol(subject, extractor)
     num_kept = min(num_kept, subject.num)
     key = key_of({**protocol, "num_kept": num_kept})
-    path = cache.folder() / "references" / f"{key}.npz"
+    path = files.cache_dir() / "references" / f"{key}.npz"
     if multihost.all_agree(path.is_file()):
         return statistics.load(path)
     try:

@@ -1,7 +1,6 @@
 """The composition root: a config becomes a model and its training here.
 
-Below this file and `datasets` nothing reads a config; above, nothing makes a part by
-hand.
+Nothing below this folder reads a config; nothing above makes a part by hand.
 """
 
 from collections.abc import Callable

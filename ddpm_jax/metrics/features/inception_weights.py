@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
-from ddpm_jax import cache
+from ddpm_jax import files
 from ddpm_jax.files import whole
 from ddpm_jax.interop.tensors import read_tensors
 from ddpm_jax.metrics.features import inception
@@ -41,8 +41,8 @@ def load_weights(path: str | os.PathLike | None = None) -> dict[str, np.ndarray]
     Args:
       path: the published `.pth`, or a `.safetensors` of `convert_weights`; one of the
         same name with that ending is preferred, for it does not need PyTorch. None for
-        those in `cache.folder()`, which the first time are converted from the file that
-        is there or in the cache of PyTorch, or else is downloaded.
+        those in `files.cache_dir()`, which the first time are converted from the file
+        that is there or in the cache of PyTorch, or else is downloaded.
 
     Returns:
       Tensors in float32 by their published names, without num_batches_tracked.
@@ -75,11 +75,11 @@ def convert_weights(path: str | os.PathLike, out: str | os.PathLike) -> None:
 def _cached():
     """The converted weights in the cache, which are made first if there are none."""
     names = [url.rpartition("/")[-1] for url in URLS]
-    published = cache.folder() / names[0]
+    published = files.cache_dir() / names[0]
     converted = published.with_suffix(SUFFIX)
     if converted.is_file():
         return converted
-    torch_home = os.environ.get("TORCH_HOME", cache.folder().parent / "torch")
+    torch_home = os.environ.get("TORCH_HOME", files.cache_dir().parent / "torch")
     hub = Path(torch_home, "hub", "checkpoints").expanduser()
     places = [folder / name for folder in (published.parent, hub) for name in names]
     there = (path for path in places if path.is_file() and _sha256(path) == SHA256)

@@ -11,7 +11,7 @@ import ddpm_jax
 from ddpm_jax import convert, diffusion, sample
 from ddpm_jax.errors import ConfigError
 from ddpm_jax.experiment import build, run
-from ddpm_jax.experiment.model import build_model
+from ddpm_jax.experiment.model import build_model, complete
 from ddpm_jax.files import read_arrays
 
 
@@ -81,3 +81,12 @@ def test_a_model_needs_nothing_that_trains():
     assert build_model(config).params is None
     with pytest.raises(ConfigError, match="nosuch"):
         build.build(config)
+
+
+def test_what_decides_samples_is_named_as_before():
+    """So that a folder that was begun goes on, and scores are not made again."""
+    named = ["clip", "dynamic_largest", "dynamic_percentile", "guidance_interval"]
+    named += ["guidance_rescale", "guidance_scale", "rederive"]
+    assert sorted(complete(tiny())["denoiser"]) == named
+    other = tiny("denoiser.guidance=mine.py:f")
+    assert complete(other)["denoiser"]["guidance"] == "mine.py:f"

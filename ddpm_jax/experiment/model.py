@@ -165,7 +165,7 @@ def complete(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
     sections = ("schedule", "network", "loss", "sampler", "timesteps")
     called = {section: choose(config, section) for section in sections}
     called["denoiser"] = transforms.make_transform
-    return {
+    completed = {
         name: {
             key: parameter.default
             for key, parameter in signature(function).parameters.items()
@@ -174,3 +174,6 @@ def complete(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
         | config.get(name, {})
         for name, function in called.items()
     }
+    if completed["denoiser"]["guidance"] == "cfg":  # once the only one, without a name
+        del completed["denoiser"]["guidance"]
+    return completed

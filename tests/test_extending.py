@@ -4,13 +4,15 @@ import os
 import re
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from tiny import call, random_params
 
+import ddpm_jax
 from ddpm_jax import evaluate, sample, train
 from ddpm_jax.errors import ConfigError
-from ddpm_jax.experiment import build, config, load, registry
+from ddpm_jax.experiment import beginnings, build, config, load, registry
 from ddpm_jax.experiment import run as runs
 
 PARTS = {
@@ -71,6 +73,27 @@ def test_what_was_trained_is_what_is_loaded(mine):
     assert len(changed) == 1 and "mine.py has changed since" in changed[0]
     named = config.read_config(RECIPE, OVERRIDES)["sampler"]["name"]
     assert load.from_run(workdir).config["sampler"]["name"] != named == "mine.py:plain"
+
+
+def test_a_run_begins_from_one_of_the_same_network(mine):
+    """With its parameters as they are; of parts that we do not know, none is fitted."""
+    trained()
+
+    def begin(*changes):
+        made = config.read_config(RECIPE, [*OVERRIDES, *changes])
+        key = jax.random.key(0)
+        return beginnings.begin_from("runs/mine", made, build.build(made), key)
+
+    for ours, theirs in zip(
+        jax.tree.leaves(begin().params),
+        jax.tree.leaves(ddpm_jax.load("runs/mine").params),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+    with pytest.raises(ConfigError, match="is of another network, width 4 there and 8"):
+        begin("network.width=8")
+    with pytest.raises(ConfigError, match=r"embedding'\] is \(10, 4\) there and \(12,"):
+        begin("network.num_classes=12")
 
 
 def test_guidance_is_asked_with_its_scale(mine):

@@ -83,6 +83,9 @@ def begin_from(
     except (ConfigError, OSError) as error:
         raise ConfigError(f"config.init_from: {error}") from error
     like = experiment.model.abstract_params()
+    if settings["network"]["name"] != "unet":  # whose parts we do not know
+        _check_same(path, params, like)
+        return Beginning(params, _trained_for(trained.config, settings))
     there = _classes(trained.config, trained.origin.get("classes", ()))
     here = _classes(settings, names)
     changes = _changes(params, like, trained.config, settings, there, here)
@@ -159,6 +162,20 @@ def _check(path, theirs, ours):
         )
 
 
+def _check_same(path, params, like):
+    """Refuses parameters of other names or shapes."""
+    there, here = (
+        {jax.tree_util.keystr(key): leaf.shape for key, leaf in leaves_of}
+        for leaves_of in map(jax.tree.leaves_with_path, (params, like))
+    )
+    for name in sorted({*there, *here}):
+        if there.get(name) != here.get(name):
+            raise ConfigError(
+                f"config.init_from: {path} is of another network: {name} is "
+                f"{there.get(name)} there and {here.get(name)} here"
+            )
+
+
 def _changes(params, like, theirs, ours, there, here):
     """What is new and what is left out, in words; nothing where all is kept."""
     new, gone, notes = _classes_changed(there, here)
@@ -221,9 +238,9 @@ def _trained_for(theirs, ours):
 
 def _classes(settings, names):
     network = complete(settings)["network"]
-    num = network["num_classes"]
+    num = network.get("num_classes", 0)
     told = len(names) == num and [*names] != [*map(str, range(num))]
-    null = num > 0 and network["label_dropout"] > 0
+    null = num > 0 and network.get("label_dropout", 0) > 0
     return Classes(num, null, tuple(names) if told else ())
 
 

@@ -92,6 +92,10 @@ def test_a_run_begins_from_one_of_the_same_network(mine):
         np.testing.assert_array_equal(ours, theirs)
     with pytest.raises(ConfigError, match="is of another network, width 4 there and 8"):
         begin("network.width=8")
+    with pytest.raises(
+        ConfigError, match="network mine.py:small, and this run of unet"
+    ):
+        begin("network={'name': 'unet'}")
     with pytest.raises(ConfigError, match=r"embedding'\] is \(10, 4\) there and \(12,"):
         begin("network.num_classes=12")
 

@@ -146,6 +146,9 @@ def _check(path, theirs, ours):
             "data have them, or begin from another model"
         )
     networks = [complete(each)["network"] for each in (theirs, ours)]
+    there, here = (network["name"] for network in networks)
+    if there != here:
+        raise ConfigError(f"{path} is of the network {there}, and this run of {here}")
     networks = [
         {"network": {k: _plain(v) for k, v in each.items() if k not in MAY_DIFFER}}
         for each in networks

@@ -60,6 +60,13 @@ def test_one_door_for_runs_and_published_models(workdir, tmp_path):
         ddpm_jax.load(workdir, ["network.norm_eps=1e-3"])
 
 
+def test_what_would_have_no_effect_is_refused(workdir):
+    with pytest.raises(ConfigError, match="is no run: ema and step are of runs"):
+        ddpm_jax.load("google/ddpm-cifar10-32", step=100)
+    with pytest.raises(ConfigError, match="is a run: settings are of published"):
+        ddpm_jax.load(workdir, settings=object())
+
+
 def test_what_was_written_before_still_works(workdir):
     """For one version, with a warning: a pair, a whole config, two names."""
     with pytest.warns(FutureWarning, match="with its parameters in model.params"):

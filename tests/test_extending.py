@@ -150,9 +150,24 @@ def test_a_file_that_fails_is_named(mine):
         registry.choose({"sampler": {"name": "mine.py:plain"}}, "sampler")
 
 
-def test_every_section_names_its_parts():
-    """By the table, and nothing else: no function of a module by accident."""
-    for section, family in registry.FAMILIES.items():
-        assert all(callable(each) for each in family.known.values()), section
-        with pytest.raises(ConfigError, match="unknown name"):
-            registry.choose({section: {"name": "check_labels"}}, section)
+NAMES = {
+    "schedule": "constant cosine from_betas linear quadratic sigmoid",
+    "network": "unet",
+    "loss": "hybrid simple vlb",
+    "sampler": "ddim ddpm dpmpp_2m dpmpp_3m heun plms probability_flow reverse_sde "
+    "unipc",
+    "timesteps": "custom karras leading linspace log_snr_uniform quadratic trailing",
+    "data": "arrays digits folder tfds",
+}
+
+
+def test_the_names_that_configs_and_published_models_may_give():
+    """None is lost, for runs and importers name them; and no other is one."""
+    known = {key: sorted(family.known) for key, family in registry.FAMILIES.items()}
+    assert known == {key: text.split() for key, text in NAMES.items()}
+
+
+def test_betas_of_a_published_schedule_are_read(mine):
+    betas = "schedule={'name': 'from_betas', 'betas': [0.1, 0.2, 0.3]}"
+    built = build.build(config.read_config(RECIPE, [betas, "timesteps.num_steps=3"]))
+    assert built.model.schedule.num_steps == 3

@@ -209,6 +209,9 @@ def test_a_defect_on_one_frees_the_others(monkeypatch):
     with elsewhere, multihost.error_barrier():
         pass
     assert told == ["division by zero", ""]
+    with pytest.raises(jax.errors.JaxRuntimeError), multihost.error_barrier():
+        raise jax.errors.JaxRuntimeError("UNAVAILABLE: a device is gone")
+    assert len(told) == 2  # its peers are not asked over what may be broken
 
 
 def test_process_arguments_belong_together():

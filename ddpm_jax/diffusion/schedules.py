@@ -242,4 +242,5 @@ SCHEDULES = {
     "sigmoid": sigmoid,
     "constant": constant,
     "cosine": cosine,
+    "from_betas": from_betas,
 }

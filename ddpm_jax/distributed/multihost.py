@@ -124,6 +124,8 @@ def error_barrier() -> Iterator[None]:
     """What fails within on one process fails on all of them; all must come here.
 
     Nothing may be shared within: who failed would share its failure with the others.
+    Not so what a device or an exchange raises, for to tell it would need them: this
+    process ends, and the others find it lost, and are started again.
 
     Raises:
       RemoteError: on the processes where nothing failed.
@@ -131,6 +133,8 @@ def error_barrier() -> Iterator[None]:
     own = None
     try:
         yield
+    except jax.errors.JaxRuntimeError:
+        raise
     except Exception as error:  # also a defect: none may wait for who has it
         own = error
     said = gather("" if own is None else one_line(own) or type(own).__name__)

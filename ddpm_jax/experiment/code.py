@@ -143,7 +143,10 @@ def _is_still(place, copy):
 def _index(workdir):
     """The names of copies by the paths that configs give."""
     path = Path(workdir, _FOLDER, _INDEX)
-    return json.loads(path.read_text()) if path.is_file() else {}
+    try:
+        return json.loads(path.read_text()) if path.is_file() else {}
+    except ValueError as error:
+        raise ConfigError(f"{path} is damaged ({error}): restore it") from error
 
 
 def _digest(content):

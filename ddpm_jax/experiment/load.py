@@ -125,8 +125,12 @@ def load(
       OSError: see `from_pretrained`; and if a tensor is missing, extra or misshapen.
     """
     if _is_of_run(Path(path)):
+        if settings is not None:
+            raise ConfigError(f"{path} is a run: settings are of published models")
         trained = from_run(path, ema, step)
     else:
+        if step is not None or not ema:
+            raise ConfigError(f"{path} is no run: ema and step are of runs")
         trained = from_pretrained(str(path), settings)
     for note in trained.notes:
         warnings.warn(note, stacklevel=2)

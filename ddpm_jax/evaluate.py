@@ -191,7 +191,7 @@ def _sweep(args, settings) -> Iterator[tuple[str, dict | None, Model | None]]:
         yield f"{changed['sampler']['name']}:{len(model.timesteps) - 1}", changed, model
         return
     for text in args.sweep:
-        name, _, parts = text.partition(":")
+        name, _, parts = text.rpartition(":")
         if name == "data":
             yield text, None, None
             continue

@@ -59,7 +59,8 @@ def test_the_page(mine):
     drawn = samples(workdir)
     assert drawn.shape == (4, 8, 8, 1)
     given = "--metrics", "fd", "--num", "8", "--features", "mine.py:corners"
-    call(evaluate, "--workdir", workdir, *given, "--reference", "train")
+    sweep = "--sweep", "mine.py:plain@trailing:2,3", "data:train"
+    call(evaluate, "--workdir", workdir, *given, *sweep, "--reference", "train")
     mine.rename("elsewhere.py")
     np.testing.assert_array_equal(samples(workdir), drawn)
 

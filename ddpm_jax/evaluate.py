@@ -44,7 +44,7 @@ from ddpm_jax.evaluation import (
     measures as samples,
 )
 from ddpm_jax.evaluation.report import Score
-from ddpm_jax.evaluation.results import Book
+from ddpm_jax.evaluation.results import Results
 from ddpm_jax.experiment import config, datasets
 from ddpm_jax.experiment.model import Model, build_model, complete
 from ddpm_jax.experiment.sections import attempt
@@ -109,14 +109,14 @@ def evaluate(args: argparse.Namespace, out: Path) -> list[Score]:
     of_samples = [name for name in names if name not in LIKELIHOODS]
     of_model = [name for name in names if name in LIKELIHOODS]
     _check(args, of_samples, of_model)
-    book = Book(out)
+    results = Results(out)
     if args.images is not None:
         settings = (
             config.read_config(args.config, args.overrides) if args.config else None
         )
         found = datasets.open_images(args.images, settings)
-        subject = image_sets.of_source("images", found, args.num, path=args.images)
-        return _score_samples(args, of_samples, [subject], settings, book)
+        subject = image_sets.from_source("images", found, args.num, path=args.images)
+        return _score_samples(args, of_samples, [subject], settings, results)
     trained = arguments.trained(args)
     sweep = [*_sweep(args, trained.config)] if of_samples else []
     built = (model for *_, model in sweep if model is not None)
@@ -125,9 +125,9 @@ def evaluate(args: argparse.Namespace, out: Path) -> list[Score]:
     scores = []
     if sweep:
         drawn = [_subject(args, trained, params, *each) for each in sweep]
-        scores += _score_samples(args, of_samples, drawn, trained.config, book)
+        scores += _score_samples(args, of_samples, drawn, trained.config, results)
     for name in of_model:
-        scores.append(_score_model(args, name, trained, model, params, book))
+        scores.append(_score_model(args, name, trained, model, params, results))
     return scores
 
 
@@ -154,7 +154,7 @@ def _check(args, of_samples, of_model):
         raise ConfigError(f"{of_model[0]} is of a model, not of --images")
 
 
-def _score_samples(args, names, sweep, settings, book):
+def _score_samples(args, names, sweep, settings, results):
     """Scores of sets of images by their features."""
     metrics = [name for name in names if name in METRICS]
     chosen = samples.network_of(metrics, args.features)
@@ -171,11 +171,11 @@ def _score_samples(args, names, sweep, settings, book):
         if settings is None:
             raise ConfigError("memorisation is of a data set: give --config")
         size = args.batch_size
-        folder = book.path.parent
+        folder = results.path.parent
         measures.append(memorisation.measure_of(settings, extractor, size, folder))
     scores = []
     for subject in sweep:
-        scores += samples.score(subject, extractor, measures, book, args.batch_size)
+        scores += samples.score(subject, extractor, measures, results, args.batch_size)
     return scores
 
 
@@ -209,32 +209,32 @@ def _subject(args, trained, params, name, settings, model):
     """The images of a row."""
     if model is None:
         split = name.removeprefix("data:")
-        return references.of_split(trained.config, split, args.num)
+        return references.from_split(trained.config, split, args.num)
     num = args.num or NUM_SAMPLES
     labels = arguments.labels(args, model.num_classes, num)
     given = complete(settings) | {"params": fingerprint(params)}
     if model.num_classes:
         given["classes"] = args.labels or "all in turn"
-    return image_sets.of_model(
+    return image_sets.from_model(
         name, model, params, num, args.seed, labels, model=trained.origin, **given
     )
 
 
-def _score_model(args, name, trained, model, params, book):
+def _score_model(args, name, trained, model, params, results):
     """Bits per dimension of real images."""
     if name == "bpd":
-        way = attempt(
+        estimator = attempt(
             name, likelihood.bpd, model, args.variance or _variance(trained.config)
         )
     else:
-        way = likelihood.ode_bpd(model, args.tolerance or 1e-5)
+        estimator = likelihood.ode_bpd(model, args.tolerance or 1e-5)
     split = args.split or ("test" if datasets.has_splits(trained.config) else "train")
-    data = references.of_split(trained.config, split, args.num or NUM_IMAGES)
+    data = references.from_split(trained.config, split, args.num or NUM_IMAGES)
     sections = complete(trained.config)
     protocol = {name: sections[name] for name in ("schedule", "network", "loss")}
     protocol["model"] = trained.origin
     return likelihood.score(
-        way, model, params, data, args.seed, book, args.batch_size, **protocol
+        estimator, model, params, data, args.seed, results, args.batch_size, **protocol
     )
 
 

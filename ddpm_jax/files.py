@@ -21,7 +21,7 @@ def cache_dir() -> Path:
 
 
 @contextmanager
-def whole(path: str | os.PathLike) -> Iterator[Path]:
+def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     """Yields a name to write to, which becomes `path` unless something fails.
 
     The folder is made if it is not there. The name ends as `path` does, for writers
@@ -59,7 +59,7 @@ def stamp_of(path: Path) -> tuple[int, int]:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def file_lock(folder: Path) -> Iterator[None]:
     """Keeps others who ask for it out of a folder, which must be there."""
     path = folder / ".ddpm_jax.lock"  # a file that is written: NFS locks no folders
     while True:

@@ -53,10 +53,10 @@ def main(args: argparse.Namespace) -> None:
         raise ConfigError("--split is of the data of --config, not of --images")
     settings = config.read_config(args.config, args.overrides) if args.config else None
     if settings is not None:
-        subject = references.of_split(settings, args.split or "train", args.num)
+        subject = references.from_split(settings, args.split or "train", args.num)
     else:
         found = datasets.open_images(args.images)
-        subject = image_sets.of_source("images", found, args.num)
+        subject = image_sets.from_source("images", found, args.num)
     extractor = arguments.extractor(args, args.features or "inception", settings)
     made = references.statistics_of(
         subject, extractor, args.batch_size, args.num_features

@@ -28,7 +28,7 @@ from ddpm_jax.sampling import pictures as drawings
 from ddpm_jax.sampling import tasks
 from ddpm_jax.sampling.draw import sample_keys
 from ddpm_jax.sampling.pictures import Drawn, Order
-from ddpm_jax.sampling.tasks import Edit
+from ddpm_jax.sampling.tasks import Task
 
 MOST_WATCHED = 2**30  # bytes of all the steps that are kept
 STRENGTH = 0.6
@@ -111,15 +111,15 @@ def order(args: argparse.Namespace) -> Order:
             f"images of {model.image_shape[2]} channels cannot be shown: give --out an "
             ".npz, and no --gif or --trajectory"
         )
-    edit, labels = _edit(args, model), _labels(args, model)
-    kept = 2 * args.num * len(edit.timesteps) * np.prod(model.image_shape)
+    task, labels = _edit(args, model), _labels(args, model)
+    kept = 2 * args.num * len(task.timesteps) * np.prod(model.image_shape)
     if watched and kept > MOST_WATCHED:
         raise ConfigError(
             f"--gif and --trajectory keep every step, here {kept / 2**30:.0f} GB: "
             "give a smaller --num, or fewer --steps"
         )
     params = trained.load_params(model)
-    draw_fn = tasks.make_draw(model, edit, watched)
+    draw_fn = tasks.make_draw(model, task, watched)
 
     def draw(*given):
         pictures, steps = draw_fn(*given)
@@ -130,7 +130,7 @@ def order(args: argparse.Namespace) -> Order:
     protocol["params"] = fingerprint(params)
     if "classes" in trained.origin:
         protocol["classes"] = trained.origin["classes"]
-    return Order(draw, params, (keys, labels, edit.given), edit.timesteps, protocol)
+    return Order(draw, params, (keys, labels, task.given), task.timesteps, protocol)
 
 
 def _way(args):
@@ -174,13 +174,13 @@ def _tell_nothing(args, settings):
         args.guidance_scale = 0.0
 
 
-def _edit(args, model) -> Edit:
+def _edit(args, model) -> Task:
     """What the arguments say to draw."""
     height, width, channels = model.image_shape
     if args.interpolate is not None:
         ends = 2 * -(-args.num // max(args.interpolate, 1))
         noises = sample_keys(args.seed, ends)
-        return tasks.interpolated(model, args.num, args.interpolate, noises)
+        return tasks.interpolate(model, args.num, args.interpolate, noises)
 
     def read(paths, shape, fit=True):
         pictures = tasks.read(paths, shape, fit)
@@ -189,11 +189,11 @@ def _edit(args, model) -> Edit:
     if args.inpaint:
         mask = tasks.read_mask(args.mask, args.inpaint, model.image_shape)
         repeats = 10 if args.repaint is None else args.repaint
-        return tasks.painted(
+        return tasks.inpaint(
             model, read(args.inpaint, model.image_shape), mask, repeats
         )
     if not args.init:
-        return tasks.from_noise(model)
+        return tasks.generate(model)
     if args.upscale is not None:
         if args.upscale < 2 or height % args.upscale or width % args.upscale:
             raise ConfigError(
@@ -202,21 +202,21 @@ def _edit(args, model) -> Edit:
             )
         small = height // args.upscale, width // args.upscale, channels
         by = inverse.downsampled(args.upscale)
-        return tasks.measured(model, read(args.init, small, fit=False), by)
+        return tasks.restore(model, read(args.init, small, fit=False), by)
     if args.colourise:
         if channels != 3:
             raise ConfigError("--colourise needs a model of colour images")
         grey = read(args.init, (height, width, 1))
-        return tasks.measured(model, grey, inverse.grey())
+        return tasks.restore(model, grey, inverse.grey())
     pictures = read(args.init, model.image_shape)
     if args.denoise is not None:
         std = args.denoise
         if std is True:
             std = tasks.noise_of(pictures[: len(args.init)])
         print(f"taking off noise of standard deviation {std:.1f} (of 255)")
-        return tasks.denoised(model, pictures, std)
+        return tasks.denoise(model, pictures, std)
     strength = STRENGTH if args.strength is None else args.strength
-    return tasks.from_pictures(model, pictures, strength)
+    return tasks.img2img(model, pictures, strength)
 
 
 def _labels(args, model):
@@ -229,7 +229,7 @@ def _labels(args, model):
 def main(args: argparse.Namespace) -> None:
     """Draws samples and writes them."""
     with multihost.error_barrier():
-        multihost.on_first(lambda: drawings.check_out(args))
+        multihost.on_primary(lambda: drawings.check_out(args))
     wanted = order(args)
     with command.resumable():
         at_once = Path(args.out).suffix or args.gif or args.trajectory

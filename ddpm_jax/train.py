@@ -23,15 +23,15 @@ from ddpm_jax.compiled import estimates
 from ddpm_jax.distributed import devices, multihost
 from ddpm_jax.errors import ConfigError
 from ddpm_jax.evaluation import beside, online
-from ddpm_jax.experiment import beginnings, config, datasets, plan, remarks, run
 from ddpm_jax.experiment import build as experiments
+from ddpm_jax.experiment import config, datasets, init_from, plan, remarks, run
 from ddpm_jax.files import check_local
 from ddpm_jax.training import calls
 from ddpm_jax.training.checkpoints import Checkpoints
 from ddpm_jax.training.keys import random_key
-from ddpm_jax.training.meter import Meter, NonFiniteError
-from ddpm_jax.training.preemption import Stop
-from ddpm_jax.training.trackers import Writer
+from ddpm_jax.training.meter import DivergedError, Meter
+from ddpm_jax.training.preemption import Preemption
+from ddpm_jax.training.trackers import Tracker
 from ddpm_jax.training.watchdog import Watchdog
 
 # What makes XLA's programs for GPUs give the same bits each time.
@@ -71,42 +71,42 @@ def train(settings: dict[str, Any], workdir: str | os.PathLike) -> int:
     with contextlib.ExitStack() as stack:
         enter = stack.enter_context
         in_flight = 3 if options.steps_per_call == 1 else 1  # calls, beside the newest
-        stop = enter(Stop(in_flight))
+        stop = enter(Preemption(in_flight))
         with multihost.error_barrier():
-            opened = multihost.Elsewhere(), _zeros(experiment), []
+            opened = multihost.Null(), _zeros(experiment), []
             if jax.process_index() == 0:
                 opened = _open(workdir, experiment, settings, feed, stack)
         checkpoints, state, notes = opened
-        state = multihost.of_first(state)
+        state = multihost.broadcast(state)
         first = saved = int(state.step)
         if first >= options.num_steps:
             done = f"{workdir} is already at step {first}: nothing to do"
-            multihost.on_first(lambda: print(done))
+            multihost.on_primary(lambda: print(done))
             return 0
         state = devices.replicate(state)  # as steps return it: one program, not two
         with multihost.error_barrier():
-            multihost.on_first(lambda: run.write_config(workdir, settings))
-            writer = multihost.on_first(
-                lambda: Writer(workdir, first, options.num_steps)
+            multihost.on_primary(lambda: run.write_config(workdir, settings))
+            tracker = multihost.on_primary(
+                lambda: Tracker(workdir, first, options.num_steps)
             )
-            enter(closing(writer))
+            enter(closing(tracker))
         begun = f"going on from step {first}" if first else "training"
-        writer.line("; ".join([f"{begun} in {workdir}{_devices()}", *notes]))
-        writer.line("; ".join([str(feed.contents), *feed.notes]))
+        tracker.line("; ".join([f"{begun} in {workdir}{_devices()}", *notes]))
+        tracker.line("; ".join([str(feed.contents), *feed.notes]))
 
         def log(step, averages):
             measured = batches.measured()
-            with beside.late("record", step, writer):
-                writer.metrics(step, {**averages, **measured})
+            with beside.late("record", step, tracker):
+                tracker.metrics(step, {**averages, **measured})
 
         def skip(step, why, skipped):
             left = f"{skipped} of at most {options.max_skipped}"
-            writer.line(f"step {step} changed nothing: {why} ({left} such steps)")
+            tracker.line(f"step {step} changed nothing: {why} ({left} such steps)")
 
         train_key = _keys(settings)[1]
         train_step = _train_step(experiment, options)
-        save_picture = beside.make_picture(experiment.model, options, workdir, writer)
-        score = beside.make_score(score_params, scoring.metric, writer)
+        save_picture = beside.make_picture(experiment.model, options, workdir, tracker)
+        score = beside.make_score(score_params, scoring.metric, tracker)
         meter = Meter(
             options.log_every,
             log,
@@ -116,14 +116,14 @@ def train(settings: dict[str, Any], workdir: str | os.PathLike) -> int:
             skip=skip,
         )
         watchdog = enter(Watchdog(options.timeout))
-        batches = enter(closing(feed.ahead(first, options.num_steps, writer.line)))
+        batches = enter(closing(feed.ahead(first, options.num_steps, tracker.line)))
         step, most = first, options.steps_per_call
         intervals = options.save_every, options.sample_every, scoring.every
         for end in calls.ends(first, options.num_steps, most, intervals):
             call = [*itertools.islice(batches, end - step)]
             step = end
-            state, metrics, votes = train_step(state, call, train_key, stop.asked)
-            last = stop.decided(votes) or step == options.num_steps
+            state, metrics, votes = train_step(state, call, train_key, stop.requested)
+            last = stop.agreed(votes) or step == options.num_steps
             draw = options.sample_every and step % options.sample_every == 0
             judge = scoring.every and step % scoring.every == 0
             save = last or judge or step % options.save_every == 0
@@ -131,29 +131,29 @@ def train(settings: dict[str, Any], workdir: str | os.PathLike) -> int:
                 meter.add(step, metrics, len(call))
                 if save or draw:
                     meter.pause()
-            except NonFiniteError as error:
+            except DivergedError as error:
                 with multihost.error_barrier():
                     checkpoints.wait()
                 good = "there is no checkpoint yet"
                 if saved:
                     good = f"the last checkpoint is of step {saved}"
-                raise NonFiniteError(
+                raise DivergedError(
                     f"{error}; {good}: run again with a smaller "
                     "optimizer.learning_rate or clip_norm, or let train.max_skipped "
                     "such steps change nothing"
                 ) from error
-            watchdog.note(f"step {step}")
-            writer.advance(len(call))
-            with watchdog.resting():
+            watchdog.heartbeat(f"step {step}")
+            tracker.advance(len(call))
+            with watchdog.paused():
                 if save:  # before anything else that could fail
                     checkpoints.save(state)
                     saved = step
                 if draw:
-                    with beside.late("picture", step, writer):
+                    with beside.late("picture", step, tracker):
                         save_picture(step, state)
                 if judge:
                     checkpoints.wait()
-                    with beside.late("score", step, writer):
+                    with beside.late("score", step, tracker):
                         if scores := score(step, state):
                             checkpoints.add_scores(step, scores)
             if last:
@@ -162,9 +162,9 @@ def train(settings: dict[str, Any], workdir: str | os.PathLike) -> int:
         with multihost.error_barrier():  # none leaves while process 0 saves
             checkpoints.wait()
         if step < options.num_steps:
-            writer.line(f"stopped at step {step}; the same command goes on from it")
+            tracker.line(f"stopped at step {step}; the same command goes on from it")
             return stop.exit_code
-        writer.line(f"done: step {step} of {workdir}")
+        tracker.line(f"done: step {step} of {workdir}")
         return 0
 
 
@@ -173,7 +173,7 @@ def _open(workdir, experiment, settings, feed, stack):
     notes = run.changes(workdir, settings)
     source, begun = settings.get("init_from"), None
     if source and not run.has_checkpoint(workdir):
-        begun = beginnings.begin_from(
+        begun = init_from.initial_params(
             source, settings, experiment, _keys(settings)[0], feed.contents.classes
         )
     workdir.mkdir(parents=True, exist_ok=True)
@@ -193,7 +193,7 @@ def _open(workdir, experiment, settings, feed, stack):
 def _warn(settings):
     """Says what is odd about a training."""
     for remark in remarks.of_training(settings):
-        multihost.on_first(lambda text=remark: print(f"warning: {text}"))
+        multihost.on_primary(lambda text=remark: print(f"warning: {text}"))
 
 
 def _keys(settings):

@@ -40,8 +40,7 @@ command.collect_rarely()
 # Of the files that take longest, by their CPU seconds: with two workers nobody waits at
 # the end for one of them.
 SLOWEST = (
-    "processes faults main samplers evaluate beginnings models edits experiment unet "
-    "compiled"
+    "multihost faults main samplers evaluate init_from load tasks build unets compiled"
 )
 
 

@@ -38,7 +38,7 @@ if __name__ == "__main__":
     multihost.initialize(coordinator, int(num), int(index))
     cli._join = lambda args: None
     sharing.share()
-    multihost.abandon = sys.exit  # the next command is for all of them, too
+    multihost.exit_now = sys.exit  # the next command is for all of them, too
     commands = json.loads((folder / "commands.json").read_text())
     said = [run(places[int(index)], *command) for places, *command in commands]
     (folder / f"said_{index}.json").write_text(json.dumps(said))

@@ -15,7 +15,7 @@ import pytest
 from ddpm_jax.diffusion import denoisers, samplers, schedules, timesteps
 from ddpm_jax.diffusion.samplers import loop
 from ddpm_jax.interop import diffusers
-from ddpm_jax.interop.published import open_pretrained
+from ddpm_jax.interop.published import open_published
 from ddpm_jax.networks import unet
 
 torch = pytest.importorskip("torch")
@@ -207,7 +207,7 @@ def test_folder_of_diffusers(tmp_path):
             parameter += 0.1 * torch.randn_like(parameter)
     scheduler = hf.DDPMScheduler(beta_schedule="squaredcos_cap_v2")
     hf.DDPMPipeline(model, scheduler).save_pretrained(tmp_path / "model")
-    opened = open_pretrained(tmp_path / "model")
+    opened = open_published(tmp_path / "model")
     network = opened.config["network"]
     assert network["cos_first"] and network["symmetric_padding"]
     assert network["head_channels"] == 8 and network["norm_eps"] == 1e-5
@@ -219,7 +219,7 @@ def test_folder_of_diffusers(tmp_path):
     unet_folder = tmp_path / "model/unet"
     (unet_folder / "diffusion_pytorch_model.safetensors").unlink()
     torch.save(model.state_dict(), unet_folder / "diffusion_pytorch_model.bin")
-    again = open_pretrained(tmp_path / "model").read(abstract(opened.config))
+    again = open_published(tmp_path / "model").read(abstract(opened.config))
     jax.tree.map(np.testing.assert_array_equal, again, params)
 
 
@@ -241,7 +241,7 @@ def test_checkpoint_of_a_runner(tmp_path):
     (tmp_path / "damaged.pt").write_bytes(b"12345")
 
     def bias(name):
-        opened = open_pretrained(tmp_path / name)
+        opened = open_published(tmp_path / name)
         return opened.read(abstract(opened.config))["conv_in"]["bias"]
 
     expected = ema["conv_in.bias"].numpy()
@@ -253,7 +253,7 @@ def test_checkpoint_of_a_runner(tmp_path):
         ("damaged.pt", "dam"),
     ]:
         with pytest.raises(OSError, match=words) as refused:
-            open_pretrained(tmp_path / name)
+            open_published(tmp_path / name)
         assert "\n" not in str(refused.value)
 
     # As Lightning and others save them: one level down, beside other things.
@@ -264,7 +264,7 @@ def test_checkpoint_of_a_runner(tmp_path):
     ):
         torch.save(held, tmp_path / "held.ckpt")
         np.testing.assert_array_equal(bias("held.ckpt"), expected)
-        (note,) = open_pretrained(tmp_path / "held.ckpt").notes
+        (note,) = open_published(tmp_path / "held.ckpt").notes
         assert f"the weights under {taken!r}" in note
 
 
@@ -283,7 +283,7 @@ def test_tensors_that_numpy_does_not_have_are_named(tmp_path):
     for tensor in (torch.eye(2).to_sparse(), torch.ones(2).to(torch.float8_e4m3fn)):
         torch.save({"a": {"weight": tensor}}, tmp_path / "model.pt")
         with pytest.raises(OSError, match=r"a.weight is a tensor of torch\.(f|s)"):
-            open_pretrained(tmp_path / "model.pt")
+            open_published(tmp_path / "model.pt")
 
 
 def test_objects_in_pickles_are_named_and_not_loaded(tmp_path):
@@ -297,7 +297,7 @@ def test_objects_in_pickles_are_named_and_not_loaded(tmp_path):
     ):
         torch.save(held, path)
         with pytest.raises(OSError, match=f"a Python object, {name}, ") as refused:
-            open_pretrained(path)
+            open_published(path)
         assert f'torch.load("{path}", weights_only=False)' in str(refused.value)
         assert "\n" not in str(refused.value) and not trace.exists()
     # What the line says to do.
@@ -305,8 +305,8 @@ def test_objects_in_pickles_are_named_and_not_loaded(tmp_path):
     better = tmp_path / "weights.pt"
     torch.save(torch.load(path, weights_only=False)["model"], better)
     with pytest.raises(OSError, match="missing: conv_in.weight"):
-        open_pretrained(better)
+        open_published(better)
     # Both ways, what a suffix says is not asked.
     path.rename(tmp_path / "model.safetensors")
     with pytest.raises(OSError, match=r"argparse.Namespace"):
-        open_pretrained(tmp_path / "model.safetensors")
+        open_published(tmp_path / "model.safetensors")

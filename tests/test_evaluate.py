@@ -123,7 +123,7 @@ def test_what_is_done_is_not_done_again(workdir, tmp_path, monkeypatch):
     given = ["--workdir", workdir, *PIXELS, "--num", 64]
     whole, parts = tmp_path / "whole.json", tmp_path / "parts.json"
     call(evaluate, *given, "--out", whole)
-    of_model, calls, limit = image_sets.of_model, [], 3
+    of_model, calls, limit = image_sets.from_model, [], 3
 
     def counted(*given, **more):
         subject = of_model(*given, **more)
@@ -152,7 +152,7 @@ def test_what_is_done_is_not_done_again(workdir, tmp_path, monkeypatch):
 
 
 def test_a_part_that_was_cut_off_is_made_again(tmp_path):
-    of_images = partial.Store(tmp_path, {"a": 1}, Outputs)
+    of_images = partial.PartialResults(tmp_path, {"a": 1}, Outputs)
     made = lambda: Outputs(np.arange(6.0).reshape(2, 3), None, np.ones((2, 1)))
     positions = np.array([4, 5])
     of_images(positions, made)
@@ -172,7 +172,7 @@ def test_a_part_that_was_cut_off_is_made_again(tmp_path):
 def test_a_part_that_cannot_be_read_now_is_not_thrown_away(
     tmp_path, monkeypatch, error
 ):
-    of_images = partial.Store(tmp_path, {}, Outputs)
+    of_images = partial.PartialResults(tmp_path, {}, Outputs)
     of_images(np.array([0]), lambda: Outputs(np.ones((1, 3))))
     (path,) = tmp_path.rglob("*.npz")
 
@@ -336,14 +336,14 @@ def test_statistics_of_other_tools(workdir, tmp_path, spatial):
 def test_references_are_made_once_and_again_when_images_change(monkeypatch):
     extractor = base.pixels()
     source = sources.digits("test")
-    subject = image_sets.of_source("a", source)
+    subject = image_sets.from_source("a", source)
     first = references.statistics_of(subject, extractor, 64)
     with monkeypatch.context() as context:
         context.setattr(devices, "in_batches", None)
         again = references.statistics_of(subject, extractor, 64)
     np.testing.assert_array_equal(first.gaussian.covariance, again.gaussian.covariance)
     other = np.flip(source.images, axis=2)
-    changed = image_sets.of_source("a", ArraySource(other, source.labels, 10))
+    changed = image_sets.from_source("a", ArraySource(other, source.labels, 10))
     assert not np.array_equal(
         references.statistics_of(changed, extractor, 64).gaussian.mean,
         first.gaussian.mean,
@@ -445,7 +445,7 @@ def test_a_change_of_the_network_is_another_protocol(workdir, tmp_path):
 
 
 def test_two_evaluations_may_write_into_one_file(tmp_path):
-    books = [results.Book(tmp_path / "scores.json") for _ in range(2)]
+    books = [results.Results(tmp_path / "scores.json") for _ in range(2)]
     for number, each in enumerate(books):
         each.add([report.Score(f"ddim:{number}", "fd", 1.0, None, (), {})])
     found = report.load(tmp_path / "scores.json")

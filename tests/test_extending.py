@@ -12,7 +12,7 @@ from tiny import call, random_params
 import ddpm_jax
 from ddpm_jax import evaluate, sample, train
 from ddpm_jax.errors import ConfigError
-from ddpm_jax.experiment import beginnings, build, config, load, registry
+from ddpm_jax.experiment import build, config, init_from, load, registry
 from ddpm_jax.experiment import run as runs
 
 PARTS = {
@@ -83,7 +83,7 @@ def test_a_run_begins_from_one_of_the_same_network(mine):
     def begin(*changes):
         made = config.read_config(RECIPE, [*OVERRIDES, *changes])
         key = jax.random.key(0)
-        return beginnings.begin_from("runs/mine", made, build.build(made), key)
+        return init_from.initial_params("runs/mine", made, build.build(made), key)
 
     for ours, theirs in zip(
         jax.tree.leaves(begin().params),

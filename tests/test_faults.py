@@ -27,7 +27,7 @@ from ddpm_jax.errors import ConfigError
 from ddpm_jax.experiment import config, datasets, load
 from ddpm_jax.sampling import pictures as drawings
 from ddpm_jax.training.checkpoints import Checkpoints
-from ddpm_jax.training.meter import NonFiniteError
+from ddpm_jax.training.meter import DivergedError
 from ddpm_jax.training.step import TrainState
 from ddpm_jax.training.watchdog import Watchdog
 
@@ -346,7 +346,7 @@ def test_pictures_scores_and_records_that_fail_end_no_training(
     monkeypatch.setattr(train.online, "make_scorer", scorer)
     (tmp_path / "samples").write_text("in the way")
     full = OSError(28, "No space left on device", "metrics.jsonl")
-    monkeypatch.setattr(train.Writer, "metrics", Mock(side_effect=full))
+    monkeypatch.setattr(train.Tracker, "metrics", Mock(side_effect=full))
     settings = small("train.sample_every=2", "evaluation.every=2", "train.log_every=2")
     assert train.train(settings, tmp_path) == 0
     said = [line for line in capsys.readouterr().out.splitlines() if "goes on" in line]
@@ -373,7 +373,7 @@ def test_a_loss_that_is_not_finite_stops_at_once(tmp_path):
     """Nothing of it reaches a checkpoint."""
     settings = small(*DIVERGING, "train.save_every=1")
     message = r"(nan|inf) at step 2; the last checkpoint is of step 1: run again"
-    with pytest.raises(NonFiniteError, match=message):
+    with pytest.raises(DivergedError, match=message):
         train.train(settings, tmp_path)
     assert int(final_state(tmp_path).step) == 1
 
@@ -381,7 +381,7 @@ def test_a_loss_that_is_not_finite_stops_at_once(tmp_path):
 def test_a_bounded_number_of_such_steps_may_change_nothing(tmp_path, capsys):
     settings = small(*DIVERGING, "train.save_every=1", "train.max_skipped=2")
     with pytest.raises(
-        NonFiniteError, match=r"at step 4, after 2 skipped; .* of step 3"
+        DivergedError, match=r"at step 4, after 2 skipped; .* of step 3"
     ):
         train.train(settings, tmp_path)
     said = capsys.readouterr().out
@@ -429,7 +429,7 @@ def test_the_watchdog_lets_what_moves_or_rests_go_on():
 
     with Watchdog(0.5) as watchdog:
         for step in range(10):
-            watchdog.note(f"step {step}")
+            watchdog.heartbeat(f"step {step}")
             time.sleep(0.1)
-        with watchdog.resting():
+        with watchdog.paused():
             time.sleep(1)

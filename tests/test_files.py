@@ -2,7 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
-from ddpm_jax.files import locked
+from ddpm_jax.files import file_lock
 
 
 def test_only_one_at_a_time_has_a_folder_and_nothing_is_left(tmp_path):
@@ -10,7 +10,7 @@ def test_only_one_at_a_time_has_a_folder_and_nothing_is_left(tmp_path):
     count.write_text("0")
 
     def add(_):
-        with locked(tmp_path):
+        with file_lock(tmp_path):
             count.write_text(str(int(count.read_text()) + 1))
 
     with ThreadPoolExecutor(8) as pool:

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from ddpm_jax.diffusion import schedules
 from ddpm_jax.interop import diffusers, ermongroup, names, openai, unet2d
 from ddpm_jax.interop.layout import make_entries
-from ddpm_jax.interop.published import open_pretrained
+from ddpm_jax.interop.published import open_published
 from ddpm_jax.interop.tensors import read_tensors
 from ddpm_jax.networks import unet
 
@@ -84,7 +84,7 @@ def folder(tmp_path):
 
 
 def read(path, *args):
-    opened = open_pretrained(path, *args)
+    opened = open_published(path, *args)
     return opened.read(abstract(opened.config))
 
 
@@ -157,7 +157,7 @@ def test_round_trip(tmp_path, name):
     config = ROUND_TRIPS[name]
     params = draw(config)
     diffusers.export(config, LINEAR, params, tmp_path / "model")
-    opened = open_pretrained(tmp_path / "model")
+    opened = open_published(tmp_path / "model")
     assert opened.config == config
     jax.tree.map(np.testing.assert_array_equal, opened.read(params), params)
     diffusers.export(opened.config, LINEAR, params, tmp_path / "again")
@@ -175,7 +175,7 @@ def test_null_class_comes_back(tmp_path):
     params = draw(config)
     assert len(params["class_embedding"]["embedding"]) == 6
     diffusers.export(config, LINEAR, params, tmp_path / "model")
-    opened = open_pretrained(tmp_path / "model")
+    opened = open_published(tmp_path / "model")
     theirs = json.loads((tmp_path / "model/unet/config.json").read_text())
     assert theirs["num_class_embeds"] == 6
     assert opened.config == config
@@ -196,7 +196,7 @@ def test_null_class_comes_back(tmp_path):
 def test_other_schedules_are_written_as_betas(tmp_path, schedule, section):
     config = {**CONFIG, "schedule": section}
     diffusers.export(config, schedule, draw(config), tmp_path / "model")
-    section = open_pretrained(tmp_path / "model").config["schedule"]
+    section = open_published(tmp_path / "model").config["schedule"]
     assert section.pop("name") == "from_betas" and list(section) == ["betas"]
     again = schedules.from_betas(**section)
     # The last log-SNR may be -inf, and 1 - β is rounded before it.
@@ -329,22 +329,22 @@ def test_averaged_weights_of_a_training_example(folder, tmp_path):
     bias = lambda place: read(place)["conv_in"]["bias"][0]
     assert bias(checkpoint) == bias(checkpoint / "unet_ema") == 2
     assert bias(checkpoint / "unet") != 2
-    opened = open_pretrained(checkpoint)
+    opened = open_published(checkpoint)
     assert opened.config["schedule"]["name"] == "cosine"
     assert opened.notes == [
         f"the averaged weights in {checkpoint / 'unet_ema'} are taken; for the raw "
         f"ones give {checkpoint / 'unet'}",
         f"its scheduler is {run / 'scheduler/scheduler_config.json'}",
     ]
-    opened = open_pretrained(checkpoint / "unet_ema")
+    opened = open_published(checkpoint / "unet_ema")
     assert opened.config["schedule"]["name"] == "cosine"
-    said = message(open_pretrained, run)
+    said = message(open_published, run)
     assert f"{checkpoint}/unet, {checkpoint}/unet_ema: give one of them" in said
 
 
 def test_what_is_assumed_is_said(folder):
     (folder / "scheduler/scheduler_config.json").unlink()
-    (note,) = open_pretrained(folder).notes
+    (note,) = open_published(folder).notes
     assert f"no scheduler_config.json in {folder} or above it: assumed are lin" in note
 
 
@@ -358,18 +358,18 @@ def test_weights_in_parts(folder):
         held = {name: x for name, x in tensors.items() if places[name] == part}
         save_file(held, folder / "unet" / part)
     assert "to its parts diffusion_pytorch_model.safetensors.index.json; there is" in (
-        message(open_pretrained, folder)
+        message(open_published, folder)
     )
     index = folder / "unet" / f"{WEIGHTS}.safetensors.index.json"
     index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
     jax.tree.map(np.testing.assert_array_equal, read(folder), expected)
-    said = message(open_pretrained, folder / "unet" / parts[0])
+    said = message(open_published, folder / "unet" / parts[0])
     assert "is one of several parts: give the folder" in said
     (folder / "unet" / parts[1]).unlink()
-    said = message(open_pretrained, folder)
+    said = message(open_published, folder)
     assert f"of its 2 files there is no {parts[1]}: copy or" in said
     index.write_text(json.dumps({"weight_map": {"a": "../../b.safetensors"}}))
-    assert "damaged" in message(open_pretrained, folder)
+    assert "damaged" in message(open_published, folder)
 
 
 def test_variants_of_weights(folder):
@@ -385,7 +385,7 @@ def test_variants_of_weights(folder):
         save_file(tensors | {"conv_in.bias": values}, folder / "unet" / name)
     (folder / "unet" / f"{WEIGHTS}.bin").touch()  # never opened
     others = f"{WEIGHTS}.bin, {names[1]}, {names[0]}"
-    assert open_pretrained(folder).notes == [
+    assert open_published(folder).notes == [
         f"the weights {names[2]} are taken, and not {others}"
     ]
     assert read(folder)["conv_in"]["bias"][0] == 2
@@ -396,7 +396,7 @@ def test_variants_of_weights(folder):
         assert read(folder)["conv_in"]["bias"][0] == i
         (folder / "unet" / names[i]).unlink()
     assert read(folder)["conv_in"]["bias"][0] == 0
-    (note,) = open_pretrained(folder).notes
+    (note,) = open_published(folder).notes
     assert note == f"the weights are {names[0]}, raw ones"
 
 
@@ -411,7 +411,7 @@ def test_which_of_a_files_models_is_meant(folder):
 
     def notes_of(*held):
         save_file({k: v for each in held for k, v in each.items()}, weights(folder))
-        opened = open_pretrained(folder)
+        opened = open_published(folder)
         found = opened.read(abstract(opened.config))
         jax.tree.map(np.testing.assert_array_equal, found, expected)
         return [note.removeprefix(f"{weights(folder)}: ") for note in opened.notes]
@@ -454,7 +454,7 @@ def test_which_of_a_files_models_is_meant(folder):
     (note,) = notes_of(under("0.module.", zeros), under("4."))
     assert note == "the weights under '4' are taken, not those under '0.module'"
     save_file({**under("student."), **under("teacher.")}, weights(folder))
-    said = message(open_pretrained, folder)
+    said = message(open_published, folder)
     assert "several models, under 'student', 'teacher': save one of them" in said
 
 
@@ -474,11 +474,11 @@ def test_older_spellings(folder, tmp_path):
     ):
         tensors = {k.replace(new, old): v for k, v in tensors.items()}
     save_file(tensors, weights(folder))
-    opened = open_pretrained(folder)
+    opened = open_published(folder)
     assert opened.config["network"]["head_channels"] is None
     jax.tree.map(np.testing.assert_array_equal, read(folder), expected)
     edit(path, sample_size=16)
-    said = message(open_pretrained, folder)
+    said = message(open_published, folder)
     assert "sample_size = 16 is not supported: as sample_size it is 8" in said
 
 
@@ -487,13 +487,13 @@ def test_older_spellings_of_schedulers(folder):
     theirs = {"_class_name": "DDPMScheduler", "beta_schedule": "linear"}
     old = dict(timesteps=50, clip_predicted_image=False, predict_epsilon=False)
     path.write_text(json.dumps({**theirs, **old, "tensor_format": "pt"}))
-    opened = open_pretrained(folder)
+    opened = open_published(folder)
     assert opened.config["schedule"]["num_steps"] == 50
     assert opened.config["denoiser"] == dict(clip=False)
     assert opened.config["loss"]["predicts"] == "x_0"
     assert opened.notes == []
     edit(path, prediction_type="epsilon")
-    said = message(open_pretrained, folder)
+    said = message(open_published, folder)
     assert "predict_epsilon = False" in said and "prediction_type says 'eps" in said
 
 
@@ -511,9 +511,9 @@ def test_keys_of_schedulers_that_are_not_known(folder):
         lambda_min_clipped=-np.inf,
         not_used=None,
     )
-    assert open_pretrained(folder).notes == []
+    assert open_published(folder).notes == []
     edit(path, warp=0.3)
-    (note,) = open_pretrained(folder).notes
+    (note,) = open_published(folder).notes
     assert note == f"{path}: passed over, not known here: warp = 0.3"
 
 
@@ -575,7 +575,7 @@ def test_other_schedulers(folder):
 )
 def test_refused_models(folder, key, value):
     edit(folder / "unet/config.json", **{key: value})
-    said = message(open_pretrained, folder)
+    said = message(open_published, folder)
     assert str(folder / "unet/config.json") in said
     if value is not None and key not in ("_class_name", "block_out_channels"):
         known = key if key != "resnet_time_scale_shift" else ""
@@ -584,9 +584,9 @@ def test_refused_models(folder, key, value):
 
 def test_size_may_be_given(folder):
     edit(folder / "unet/config.json", sample_size=None)
-    opened = open_pretrained(folder, None, (8, 8, 3))
+    opened = open_published(folder, None, (8, 8, 3))
     assert opened.config == CONFIG
-    assert "in_channels" in message(open_pretrained, folder, None, (8, 8, 1))
+    assert "in_channels" in message(open_published, folder, None, (8, 8, 1))
 
 
 @pytest.mark.parametrize(
@@ -604,7 +604,7 @@ def test_size_may_be_given(folder):
 )
 def test_refused_schedulers(folder, key, value):
     edit(folder / "scheduler/scheduler_config.json", **{key: value})
-    said = message(open_pretrained, folder)
+    said = message(open_published, folder)
     assert f"{key} = {value!r}" in said and "scheduler_config.json" in said
 
 
@@ -636,38 +636,38 @@ def test_refused_thresholding(folder, key, value):
     path = folder / "scheduler/scheduler_config.json"
     edit(path, thresholding=True, **{key: value})
     assert f"{path}: {key} = {value} is not supported" in message(
-        open_pretrained, folder
+        open_published, folder
     )
 
 
 def test_refused_folders(folder, tmp_path):
-    assert "config.json" in message(open_pretrained, tmp_path)
+    assert "config.json" in message(open_published, tmp_path)
     (folder / "scheduler/scheduler_config.json").write_text('{"_class_name": "Ve"}')
-    assert "'Ve'" in message(open_pretrained, folder)
+    assert "'Ve'" in message(open_published, folder)
     (folder / "scheduler/scheduler_config.json").unlink()
     edit(folder / "model_index.json", vqvae=["diffusers", "VQModel"])
-    assert "scheduler, unet, vqvae" in message(open_pretrained, folder)
+    assert "scheduler, unet, vqvae" in message(open_published, folder)
     (folder / "model_index.json").unlink()
     weights(folder).unlink()
-    assert "no weights" in message(open_pretrained, folder)
+    assert "no weights" in message(open_published, folder)
     (folder / "unet/diffusion_flax_model.msgpack").touch()
-    assert "; there is diffusion_flax_model.msgpack" in message(open_pretrained, folder)
+    assert "; there is diffusion_flax_model.msgpack" in message(open_published, folder)
     (folder / "unet/config.json").write_text("{")
-    assert "damaged" in message(open_pretrained, folder)
+    assert "damaged" in message(open_published, folder)
     (folder / "unet/config.json").write_text("[]")
-    assert "it holds [] in the place of keys" in message(open_pretrained, folder)
+    assert "it holds [] in the place of keys" in message(open_published, folder)
     (folder / "unet/config.json").unlink()
     shutil.rmtree(folder / "unet")
     (folder / "model.safetensors").touch()
-    said = message(open_pretrained, folder)
+    said = message(open_published, folder)
     assert "put that of the model of model.safetensors beside it" in said
 
 
 def test_a_model_of_latents_is_told_by_the_folder_above(folder):
     edit(folder / "model_index.json", vqvae=["diffusers", "VQModel"])
-    assert "scheduler, unet, vqvae" in message(open_pretrained, folder / "unet")
+    assert "scheduler, unet, vqvae" in message(open_published, folder / "unet")
     (folder / "unet").rename(folder / "transformer")
-    assert "scheduler, unet, vqvae" in message(open_pretrained, folder)
+    assert "scheduler, unet, vqvae" in message(open_published, folder)
 
 
 # Weights.
@@ -704,7 +704,7 @@ def test_weights_must_fit_exactly(folder):
 
 
 def test_another_network_is_refused(folder):
-    opened = open_pretrained(folder)
+    opened = open_published(folder)
     wider = abstract(changed("network", channels=16))
     assert "in the model" in message(opened.read, wider)
     deeper = abstract(changed("network", channel_mults=[1, 2, 2]))
@@ -715,21 +715,21 @@ def test_another_network_is_refused(folder):
 
 def test_files_that_cannot_be_read(tmp_path):
     assert "no file" in message(read_tensors, tmp_path / "absent.safetensors")
-    assert "no file or folder" in message(open_pretrained, str(tmp_path / "absent"))
+    assert "no file or folder" in message(open_published, str(tmp_path / "absent"))
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"12345")
-    assert "damaged" in message(open_pretrained, file)
+    assert "damaged" in message(open_published, file)
     save_file({"a": np.ones(3)}, file)
     file.write_bytes(file.read_bytes()[:-5])
-    assert "damaged" in message(open_pretrained, file)
+    assert "damaged" in message(open_published, file)
     save_file({}, file)
-    assert "no tensors" in message(open_pretrained, file)
+    assert "no tensors" in message(open_published, file)
     save_file({"a": np.ones(3)}, file)
-    assert "not the weights" in message(open_pretrained, file)
+    assert "not the weights" in message(open_published, file)
     save_file({"time_embedding.linear_1.weight": np.ones(3)}, file)
-    assert "give the folder" in message(open_pretrained, file)
+    assert "give the folder" in message(open_published, file)
     (tmp_path / "model.npz").touch()
-    assert ".safetensors, .bin" in message(open_pretrained, tmp_path / "model.npz")
+    assert ".safetensors, .bin" in message(open_published, tmp_path / "model.npz")
 
 
 @pytest.mark.parametrize(
@@ -747,16 +747,16 @@ def test_what_lies_in_the_place_of_weights(folder, suffix, content, words):
     weights(folder).unlink()
     file = folder / "unet" / f"{WEIGHTS}{suffix}"
     file.write_bytes(content)
-    said = message(open_pretrained, folder)
+    said = message(open_published, folder)
     assert words in said and str(file) in said
 
 
 @pytest.mark.parametrize("name", ["unet/config.json", "model_index.json"])
 def test_what_lies_in_the_place_of_a_config(folder, name):
     (folder / name).write_text("version https://git-lfs.github.com/spec/v1")
-    assert f"{name}: it is a pointer of Git LFS" in message(open_pretrained, folder)
+    assert f"{name}: it is a pointer of Git LFS" in message(open_published, folder)
     (folder / name).write_text("")
-    assert f"{name}: it is empty" in message(open_pretrained, folder)
+    assert f"{name}: it is empty" in message(open_published, folder)
 
 
 def test_numbers_that_are_not_read_are_named(tmp_path):
@@ -797,18 +797,18 @@ def test_files_go_by_what_they_are(folder):
 def test_models_of_others_are_named(tmp_path, names, words):
     file = tmp_path / "model.safetensors"
     save_file({name: np.ones((4, 3), np.float32) for name in names}, file)
-    said = message(open_pretrained, file)
+    said = message(open_published, file)
     assert words in said and str(file) in said
     (tmp_path / "edm.pkl").touch()
     assert "a .pkl, as of NVIDIA's EDM, is a" in message(
-        open_pretrained, tmp_path / "edm.pkl"
+        open_published, tmp_path / "edm.pkl"
     )
 
 
 def test_pickles_need_torch(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     (tmp_path / "model.ckpt").write_bytes(b"PK\3\4")
-    said = message(open_pretrained, tmp_path / "model.ckpt")
+    said = message(open_published, tmp_path / "model.ckpt")
     assert "needs PyTorch: pip install torch, or convert it to safetensors" in said
 
 
@@ -848,7 +848,7 @@ def test_published_openai_files_are_known_by_name(tmp_path):
     config["network"] = {**GUIDED["network"], "attention_resolutions": [32]}
     path = tmp_path / "64x64_diffusion.safetensors"
     file_of(openai, config, path, settings)
-    opened = open_pretrained(path)
+    opened = open_published(path)
     assert opened.config["image_shape"] == (64, 64, 3)
     assert opened.config["schedule"] == dict(name="cosine", num_steps=1000)
     assert opened.config["loss"]["name"] == "hybrid"
@@ -859,7 +859,7 @@ def test_published_openai_files_are_known_by_name(tmp_path):
             assert opened.config["network"][key] == config["network"][key], key
     read(path)
     os.rename(path, tmp_path / "other.safetensors")
-    said = message(open_pretrained, tmp_path / "other.safetensors")
+    said = message(open_published, tmp_path / "other.safetensors")
     assert (
         "not one of OpenAI's published files" in said and "--openai image_size=" in said
     )
@@ -869,7 +869,7 @@ def test_openai_settings_reach_the_config(tmp_path):
     path, settings = tmp_path / "a.safetensors", openai.Settings(8, num_steps=4000)
     config = changed("network", num_groups=32, channels=32, residual_resample=False)
     tensors = file_of(openai, config, path, settings)
-    opened = open_pretrained(path, settings)
+    opened = open_published(path, settings)
     assert opened.config["schedule"] == dict(
         name="linear", num_steps=4000, beta_start=2.5e-5, beta_end=5e-3
     )
@@ -877,24 +877,24 @@ def test_openai_settings_reach_the_config(tmp_path):
     assert opened.config["sampler"] == dict(name="ddpm", variance="fixed_large")
     (tmp_path / "ema_0.99_005.safetensors").touch()
     raw = shutil.copy(path, tmp_path / "model005.safetensors")
-    (note,) = open_pretrained(raw, settings).notes
+    (note,) = open_published(raw, settings).notes
     assert note.endswith("the averaged ones are in ema_0.99_005.safetensors")
-    scaled = open_pretrained(path, settings._replace(rescale=True))
+    scaled = open_published(path, settings._replace(rescale=True))
     assert scaled.config["network"]["index_scale"] == 0.25
     read(path, settings)
     tensors["input_blocks.0.0.weight"] = np.ones((16, 3, 3, 3), np.float32)
     save_file(tensors, path)
-    assert "512x512" in message(open_pretrained, path, settings)
+    assert "512x512" in message(open_published, path, settings)
     tensors["input_blocks.0.0.weight"] = np.ones((32, 6, 3, 3), np.float32)
     save_file(tensors, path)
-    assert "enlarge" in message(open_pretrained, path, settings)
-    assert "enlarge" in message(open_pretrained, path)  # before settings are asked for
+    assert "enlarge" in message(open_published, path, settings)
+    assert "enlarge" in message(open_published, path)  # before settings are asked for
     published = tmp_path / "cd_imagenet64_l2.safetensors"
     tensors["input_blocks.0.0.weight"] = np.ones((32, 3, 3, 3), np.float32)
     save_file(tensors, published)
-    assert "a consistency model" in message(open_pretrained, published, settings)
+    assert "a consistency model" in message(open_published, published, settings)
     save_file({"input_blocks.0.0.weight": np.ones((32, 3, 3, 3))}, path)
-    assert "missing: out.2.weight" in message(open_pretrained, path, settings)
+    assert "missing: out.2.weight" in message(open_published, path, settings)
 
 
 def test_ermongroup_sizes(tmp_path):
@@ -911,16 +911,16 @@ def test_ermongroup_sizes(tmp_path):
         )
         config = {**config, "image_shape": (size, size, 3)}
         tensors = file_of(ermongroup, config, path)
-        opened = open_pretrained(path)
+        opened = open_published(path)
         assert opened.config["image_shape"] == (size, size, 3)
         assert opened.config["network"]["channel_mults"] == mults
         assert opened.config["sampler"]["variance"] == variance
         read(path)
     name = "down.0.attn.0.q.weight"
     save_file({**tensors, name: np.ones((32, 32, 1, 1), np.float32)}, path)
-    assert "attention at 2 levels" in message(open_pretrained, path)
+    assert "attention at 2 levels" in message(open_published, path)
     save_file({"temb.dense.0.weight": np.ones(1)}, path)
-    assert "missing: conv_in.weight" in message(open_pretrained, path)
+    assert "missing: conv_in.weight" in message(open_published, path)
 
 
 # Export.
@@ -966,7 +966,7 @@ def test_export_refuses(tmp_path, values, named):
 def test_heads_are_written_as_their_channels(tmp_path):
     config = changed("network", num_heads=2)
     diffusers.export(config, LINEAR, draw(config), tmp_path / "model")
-    network = open_pretrained(tmp_path / "model").config["network"]
+    network = open_published(tmp_path / "model").config["network"]
     assert network["head_channels"] == 8  # 2 heads, where all attention has 16
 
 
@@ -975,7 +975,7 @@ def test_heads_are_written_as_their_channels(tmp_path):
 
 def test_hub_names(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    said = message(open_pretrained, "google/ddpm-cifar10-32")
+    said = message(open_published, "google/ddpm-cifar10-32")
     assert "pip install huggingface_hub" in said and "google/ddpm-cifar10-32" in said
 
     asked = []
@@ -987,12 +987,12 @@ def test_hub_names(folder, monkeypatch):
 
     hub.snapshot_download = snapshot_download
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
-    assert open_pretrained("google/ddpm-cifar10-32").config == CONFIG
+    assert open_published("google/ddpm-cifar10-32").config == CONFIG
     assert asked == [("google/ddpm-cifar10-32", ["*.json", "*.safetensors", "*.bin"])]
 
     def no_network(name, allow_patterns):
         raise ConnectionError("no route\nto host")
 
     hub.snapshot_download = no_network
-    said = message(open_pretrained, "google/ddpm-cifar10-32")
+    said = message(open_published, "google/ddpm-cifar10-32")
     assert "cannot be downloaded (no route)" in said

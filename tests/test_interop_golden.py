@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from ddpm_jax.interop import openai
-from ddpm_jax.interop.published import open_pretrained
+from ddpm_jax.interop.published import open_published
 from ddpm_jax.networks import layers, unet
 
 TOLERANCE = {"rtol": 1e-12, "atol": 1e-12}
@@ -92,7 +92,7 @@ def test_diffusers(x64, monkeypatch, tmp_path, variant):
     theirs = {"_class_name": "UNet2DModel", **golden.json("config")}
     (tmp_path / "unet/config.json").write_text(json.dumps(theirs))
     save_file(golden.tensors, tmp_path / "unet/diffusion_pytorch_model.safetensors")
-    pretrained = open_pretrained(tmp_path)
+    pretrained = open_published(tmp_path)
     assert pretrained.config["image_shape"] == (16, 16, 3)
     assert pretrained.config["network"]["attention_resolutions"] == [8]
     assert pretrained.config["sampler"]["variance"] == (
@@ -113,7 +113,7 @@ def test_diffusers(x64, monkeypatch, tmp_path, variant):
 def test_openai(x64, monkeypatch, tmp_path, variant, settings):
     golden = Golden("openai", variant)
     save_file(golden.tensors, tmp_path / "model.safetensors")
-    pretrained = open_pretrained(tmp_path / "model.safetensors", settings)
+    pretrained = open_published(tmp_path / "model.safetensors", settings)
     theirs, network = golden.json("settings"), pretrained.config["network"]
     assert network["channels"] == theirs["model_channels"]
     assert network["channel_mults"] == theirs["channel_mult"]
@@ -133,7 +133,7 @@ def test_ermongroup(x64, monkeypatch, tmp_path):
     # As data parallel models name their parameters.
     tensors = {f"module.{name}": value for name, value in golden.tensors.items()}
     save_file(tensors, tmp_path / "model.safetensors")
-    pretrained = open_pretrained(tmp_path / "model.safetensors")
+    pretrained = open_published(tmp_path / "model.safetensors")
     assert pretrained.config["image_shape"] == (32, 32, 3)
     assert pretrained.config["network"] == dict(
         name="unet",

@@ -132,7 +132,7 @@ def test_one_that_is_killed_brings_the_other_down(tmp_path):
             codes = job.wait(timeout=120)
             assert codes[killed] == -signal.SIGKILL
             # 75 where the collective fails, SIGABRT where JAX misses the heartbeat.
-            assert codes[1 - killed] in (multihost.TRY_AGAIN, -signal.SIGABRT)
+            assert codes[1 - killed] in (multihost.EXIT_RETRY, -signal.SIGABRT)
             said = job.processes[1 - killed].error.read_text()
             assert "another process" in said or "another task died" in said
 
@@ -231,11 +231,11 @@ def test_a_port_that_is_taken_is_named():
 
 
 def test_alone_there_is_nothing_to_share():
-    assert multihost.gather("text") == ["text"]
+    assert multihost.all_gather("text") == ["text"]
     assert multihost.all_agree(True) and not multihost.all_agree(False)
     tree = {"a": np.array([-0.0, np.nan])}
-    assert multihost.of_first(tree) is tree
-    assert multihost.on_first(lambda: 3) == 3
+    assert multihost.broadcast(tree) is tree
+    assert multihost.on_primary(lambda: 3) == 3
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "int8", "bool"])
@@ -250,7 +250,7 @@ def test_what_is_sent_arrives_bit_for_bit(monkeypatch, dtype):
     monkeypatch.setattr(
         multihost, "broadcast_one_to_all", lambda sent: jax.tree.map(add, sent)
     )
-    received = multihost.of_first(tree)
+    received = multihost.broadcast(tree)
     assert received["b"] == 7 and received["b"].shape == ()
     assert received["a"].dtype == tree["a"].dtype
     assert received["a"].tobytes() == tree["a"].tobytes()

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from ddpm_jax.files import read_arrays, whole
+from ddpm_jax.files import atomic_write, read_arrays
 from ddpm_jax.metrics import statistics
 from ddpm_jax.metrics.features.base import Outputs
 
@@ -286,7 +286,7 @@ def test_a_file_is_written_whole_or_not_at_all(path):
         partial.write_text("half")
         raise KeyboardInterrupt
     assert not [*path.parent.iterdir()]
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text("old")
         assert not path.exists() and partial.suffix == ".npz"
         assert partial.parent == path.parent  # so that renaming is all at once
@@ -300,7 +300,7 @@ def test_a_file_is_written_whole_or_not_at_all(path):
 
 
 def test_two_writers_do_not_meet(path):
-    with whole(path) as one, whole(path) as other:
+    with atomic_write(path) as one, whole(path) as other:
         one.write_text("one")
         other.write_text("other")
     assert path.read_text() == "one"

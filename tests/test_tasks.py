@@ -139,7 +139,7 @@ def test_a_noisy_picture_is_walked_down_from_its_own_level(workdir):
     ramp = np.linspace(-0.5, 0.5, 64, dtype=np.float32).reshape(1, 8, 8, 1)
     noise = np.random.default_rng(0).standard_normal((16, 8, 8, 3)).astype(np.float32)
     pictures = images.to_uint8(ramp + 0.2 * noise)
-    edit = tasks.denoised(run, pictures, tasks.noise_of(pictures))
+    edit = tasks.denoise(run, pictures, tasks.noise_of(pictures))
     level = np.exp(-run.schedule.log_snr[edit.timesteps[0]] / 2)
     assert 0.1 < level < 0.3
     x, _ = edit.begin(None, pictures)
@@ -196,7 +196,7 @@ def test_a_folder_goes_on_where_it_was_stopped(draw, tmp_path, monkeypatch, caps
 def test_what_is_drawn_for_one_file_is_kept_until_it_is_written(
     draw, tmp_path, monkeypatch
 ):
-    keep, whole = drawings.Store.__call__, draw("--batch_size", 1, num=20)
+    keep, whole = drawings.PartialResults.__call__, draw("--batch_size", 1, num=20)
     with monkeypatch.context() as stopping:
         left = iter(range(1))
 
@@ -205,7 +205,7 @@ def test_what_is_drawn_for_one_file_is_kept_until_it_is_written(
                 raise KeyboardInterrupt
             return keep(store, positions, compute)
 
-        stopping.setattr(drawings.Store, "__call__", stop)
+        stopping.setattr(drawings.PartialResults, "__call__", stop)
         with pytest.raises(KeyboardInterrupt):
             draw("--batch_size", 1, num=20, out="b.npz")
     (part,) = tmp_path.rglob(".b.npz.parts/*/*.npz")
@@ -261,7 +261,7 @@ def test_one_program_draws_the_whole_edit(workdir, picture):
     pictures = np.stack([picture[1]] * 2)
     mask = np.zeros((8, 8, 1), bool)
     mask[4:] = True
-    edit = tasks.painted(run, pictures, mask, repeats=3)
+    edit = tasks.inpaint(run, pictures, mask, repeats=3)
     draw = jax.jit(tasks.make_draw(run, edit))
     keys, labels = sample_keys(0, 2), np.array([0, 1], np.int32)
     drawn, steps = draw(params, keys, labels, edit.given)
@@ -397,7 +397,7 @@ def test_what_is_transparent_is_white(tmp_path):
 def test_the_trajectory_pairs_a_picture_with_what_is_predicted_of_it(workdir):
     run = ddpm_jax.load(workdir)
     params = run.params
-    draw = tasks.make_draw(run, tasks.from_noise(run), watched=True)
+    draw = tasks.make_draw(run, tasks.generate(run), watched=True)
     keys, labels = sample_keys(0, 2), np.array([0, 1], np.int32)
     drawn, (walk, predicted) = draw(params, keys, labels, None)
     steps = len(run.timesteps) - 1

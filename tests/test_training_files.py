@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from ddpm_jax.training.checkpoints import Checkpoints
-from ddpm_jax.training.meter import Meter, NonFiniteError
+from ddpm_jax.training.meter import DivergedError, Meter
 from ddpm_jax.training.step import TrainState
-from ddpm_jax.training.trackers import Writer
+from ddpm_jax.training.trackers import Tracker
 
 
 def state(step, value=1.0):
@@ -143,13 +143,13 @@ def lines(tmp_path):
 
 def test_records_go_on_where_the_state_does(tmp_path):
     """What was recorded after the last checkpoint is taken out, torn lines too."""
-    writer = Writer(tmp_path, 0, 10)
+    writer = Tracker(tmp_path, 0, 10)
     for step in (1, 2, 3):
         writer.metrics(step, {"loss": step / 2})
     writer.close()
     with (tmp_path / "metrics.jsonl").open("ab") as file:
         file.write(b'\xff\xfe\n{"step": 4, "lo')
-    writer = Writer(tmp_path, 2, 10)
+    writer = Tracker(tmp_path, 2, 10)
     writer.metrics(3, {"loss": 9.0})
     writer.picture(3, "samples", np.zeros((4, 4, 1), np.uint8))
     writer.close()
@@ -222,11 +222,11 @@ def test_the_meter_refuses_what_is_not_finite(value):
     meter = Meter(10, None, batch_size=8)
     meter.add(1, {"loss": jnp.array(1.0), "grad_norm": jnp.array(1.0)})
     meter.add(2, {"loss": jnp.array(1.0), "grad_norm": jnp.array(value)})
-    with pytest.raises(NonFiniteError, match="grad_norm is (nan|inf) at step 2"):
+    with pytest.raises(DivergedError, match="grad_norm is (nan|inf) at step 2"):
         meter.pause()
     meter = Meter(10, None, batch_size=8)
     meter.add(8, {"loss": jnp.array([1.0, value, 1.0, 1.0])}, 4)
-    with pytest.raises(NonFiniteError, match="loss is (nan|inf) at step 6"):
+    with pytest.raises(DivergedError, match="loss is (nan|inf) at step 6"):
         meter.pause()
 
 

@@ -66,7 +66,7 @@ def trained(args: argparse.Namespace) -> Trained:
             args.pretrained, settings, _image_shape(args.overrides)
         )
     for note in opened.notes:
-        multihost.on_first(functools.partial(print, note))
+        multihost.on_primary(functools.partial(print, note))
     changed = config.override(opened.config, args.overrides)
     return load.read_otherwise(opened, changed)
 
@@ -76,7 +76,7 @@ def _same_step(args):
     with multihost.error_barrier():
         run.read_config(args.workdir)
         step = run.find_step(args.workdir, args.step)
-    return int(multihost.gather(str(step))[0])
+    return int(multihost.all_gather(str(step))[0])
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:

@@ -22,7 +22,7 @@ from ddpm_jax.distributed import multihost
 from ddpm_jax.errors import ConfigError, one_line
 from ddpm_jax.experiment import config
 from ddpm_jax.files import check_local
-from ddpm_jax.training.meter import NonFiniteError
+from ddpm_jax.training.meter import DivergedError
 from ddpm_jax.version import VERSION
 
 
@@ -120,11 +120,11 @@ def run(
         multihost.assert_equal({"ddpm_jax": VERSION, **_shared(sys.argv[1:])})
         for path, later in config.undone(args.overrides):
             told = f"warning: --config.{path} has no effect: --config.{later} follows"
-            multihost.on_first(lambda told=told: print(told))
+            multihost.on_primary(lambda told=told: print(told))
         code = main(args)
     except KeyboardInterrupt:
         code = _failed("interrupted", 130)
-    except (ConfigError, OSError, NonFiniteError, multihost.RemoteError) as error:
+    except (ConfigError, OSError, DivergedError, multihost.RemoteError) as error:
         code = _failed(f"error: {one_line(error)}", 1)
     except jax.errors.JaxRuntimeError as error:
         code = _failed(*_of_device(error))
@@ -206,7 +206,7 @@ def _failed(text: str, code: int) -> int:
         print(text, file=sys.stderr)
     finally:  # also where nobody reads it any more
         if jax.distributed.is_initialized() and jax.process_count() > 1:
-            multihost.abandon(code)
+            multihost.exit_now(code)
     return code
 
 
@@ -224,13 +224,13 @@ def _of_device(error: jax.errors.JaxRuntimeError) -> tuple[str, int]:
         return (
             "error: another process or a device was lost: start all of them again; "
             f"{one_line(error)[:200]}",
-            multihost.TRY_AGAIN,
+            multihost.EXIT_RETRY,
         )
     said = traceback.format_exc()
     if status not in _OF_MACHINES:
         return said, 1
     said += "error: a device failed: start the same command again"
-    return said, multihost.TRY_AGAIN
+    return said, multihost.EXIT_RETRY
 
 
 # What is not the program's fault, among the states that XLA's errors begin with.

@@ -81,7 +81,7 @@ def compile_program(
 
 def keep(made: Compiled, lowered, topology: Topology) -> None:
     """Keeps what a compiler said of a lowered program."""
-    with files.whole(_path(lowered, topology)) as partial:
+    with files.atomic_write(_path(lowered, topology)) as partial:
         partial.write_text(json.dumps(made._asdict()))
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from ddpm_jax.files import whole
+from ddpm_jax.files import atomic_write
 
 # Below this many pixels on its shorter side, a tile is too small to look at.
 _VISIBLE = 64
@@ -211,7 +211,7 @@ def save_png(path: str | os.PathLike, picture: np.ndarray) -> None:
             f"the picture is {picture.dtype} {list(picture.shape)}: a PNG needs uint8 "
             "[H, W, C] with 1 or 3 channels (see to_uint8 and grid)"
         )
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         Image.fromarray(picture).save(partial, format="PNG")
 
 
@@ -228,7 +228,7 @@ def save_gif(path: str | os.PathLike, frames: np.ndarray, seconds: float = 4.0) 
     # GIF counts in hundredths of a second, and viewers slow down below two.
     durations = [max(20, round(750 * seconds / len(frames) / 10) * 10)] * len(frames)
     durations[-1] = round(250 * seconds)
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         pictures[0].save(
             partial,
             format="GIF",

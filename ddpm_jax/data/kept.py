@@ -20,7 +20,7 @@ import numpy as np
 
 from ddpm_jax import files
 from ddpm_jax.data.base import ArraySource, Origin, Source, digest, gather
-from ddpm_jax.files import locked, whole
+from ddpm_jax.files import atomic_write, file_lock
 
 Say = Callable[[str], Any]
 
@@ -223,7 +223,7 @@ def _prepare(source, origin: Origin, place: Path, share: float, say: Say) -> Pat
     size = len(source) * row.itemsize
     place.mkdir(parents=True, exist_ok=True)
     try:
-        with locked(place):
+        with file_lock(place):
             for other in place.glob(f"{of_same}-*.npy"):
                 if other != path or not _fits(path, row, len(source)):
                     say(f"{other} is damaged or of images that have changed: removed")
@@ -237,7 +237,7 @@ def _prepare(source, origin: Origin, place: Path, share: float, say: Say) -> Pat
                     "free"
                 )
             if is_new:  # a hole, which takes no room yet
-                with whole(path) as partial:
+                with atomic_write(path) as partial:
                     np.lib.format.open_memmap(partial, "w+", row, (len(source),))
     except OSError:
         with contextlib.suppress(OSError):  # it is not empty

@@ -15,7 +15,7 @@ import PIL
 
 from ddpm_jax import files
 from ddpm_jax.data.base import in_parallel
-from ddpm_jax.files import locked, whole
+from ddpm_jax.files import atomic_write, file_lock
 
 Stamp = tuple[int, int]  # see `files.stamp_of`
 
@@ -62,7 +62,7 @@ def check(
         found |= _read(path)
         if unknown():
             place.mkdir(parents=True, exist_ok=True)
-            with locked(place):  # another process may be at it
+            with file_lock(place):  # another process may be at it
                 found |= _read(path)
                 try:
                     in_parallel(read, unknown(), "checking images")
@@ -95,5 +95,5 @@ def _read(path: Path) -> dict[str, tuple]:
 
 def _write(path: Path, root: Path, found: dict[str, tuple]) -> None:
     stored = {"folder": str(root), "pillow": PIL.__version__, "files": found}
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text(json.dumps(stored))

@@ -22,7 +22,7 @@ from PIL import Image
 from ddpm_jax.data.base import Origin, Source, digest
 from ddpm_jax.data.images import height_width, resize_and_crop
 from ddpm_jax.errors import reason
-from ddpm_jax.files import locked, of_machine, stamp_of
+from ddpm_jax.files import file_lock, of_machine, stamp_of
 
 # Only a quick look whether the server answers: the download has its own patience.
 _SECONDS_TO_ANSWER = 5
@@ -129,7 +129,7 @@ def tfds(
             )
         folder = Path(builder.data_dir_root)
         folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder):  # another process may be at it
+        with file_lock(folder):  # another process may be at it
             builder = _builder(dataset, data_dir)
             if not _is_prepared(builder):
                 builder = _prepare_cifar(builder)

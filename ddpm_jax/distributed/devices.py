@@ -163,7 +163,7 @@ def in_batches(
     num: int,
     batch_size: int,
     title: str,
-    keep: Callable = lambda positions, compute: compute(),
+    cache: Callable = lambda positions, compute: compute(),
     first: int = 0,
 ) -> Iterator:
     """Yields the results for examples first ... num - 1, in order, batch by batch.
@@ -176,7 +176,7 @@ def in_batches(
       batch_size: the most at a time on each device, so that more devices take less
         time; fewer where all share them at once.
       title: of the progress bar, which shows the batches where there are several.
-      keep: called as keep(positions, compute) for each part; it returns compute(), or
+      cache: called as cache(positions, compute) for each part; it returns compute(), or
         what that returned before.
       first: the example to begin with.
 
@@ -194,7 +194,7 @@ def in_batches(
         def compute(positions=positions):
             return jax.device_get(fn(positions))
 
-        results = keep(positions, compute)
+        results = cache(positions, compute)
         if processes > 1:
             results = jax.tree.map(_merged, process_allgather(results))
         yield jax.tree.map(lambda x, left=num - start: x[:left], results)

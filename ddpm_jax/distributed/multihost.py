@@ -20,7 +20,7 @@ from jax.experimental.multihost_utils import broadcast_one_to_all, process_allga
 from ddpm_jax.errors import one_line
 
 # The exit code that asks for being started again (EX_TEMPFAIL of sysexits.h).
-TRY_AGAIN = 75
+EXIT_RETRY = 75
 
 # At the start the others are waited for so long, and then JAX ends the process.
 _START_SECONDS = 300
@@ -81,7 +81,7 @@ def initialize(
             raise
 
 
-def gather(text: str) -> list[str]:
+def all_gather(text: str) -> list[str]:
     """Returns the texts of all processes, in order."""
     if jax.process_count() == 1:
         return [text]
@@ -108,7 +108,7 @@ def assert_equal(values: dict[str, Any]) -> None:
     Raises:
       RemoteError: on every process, naming the first that differ.
     """
-    first, *others = map(json.loads, gather(json.dumps(values)))
+    first, *others = map(json.loads, all_gather(json.dumps(values)))
     for index, other in enumerate(others, 1):
         for key in sorted({*first, *other}):
             here, there = first.get(key), other.get(key)
@@ -137,7 +137,7 @@ def error_barrier() -> Iterator[None]:
         raise
     except Exception as error:  # also a defect: none may wait for who has it
         own = error
-    said = gather("" if own is None else one_line(own) or type(own).__name__)
+    said = all_gather("" if own is None else one_line(own) or type(own).__name__)
     if own is not None:
         raise own
     for index, text in enumerate(said):
@@ -145,7 +145,7 @@ def error_barrier() -> Iterator[None]:
             raise RemoteError(f"process {index}: {text}")
 
 
-def of_first(tree):
+def broadcast(tree):
     """Returns the tree of process 0, of NumPy arrays of the same shapes everywhere."""
     if jax.process_count() == 1:
         return tree
@@ -155,12 +155,12 @@ def of_first(tree):
     )
 
 
-def on_first(make: Callable):
+def on_primary(make: Callable):
     """Returns make() on process 0, and elsewhere an object that does nothing."""
-    return make() if jax.process_index() == 0 else Elsewhere()
+    return make() if jax.process_index() == 0 else Null()
 
 
-def abandon(code: int) -> NoReturn:
+def exit_now(code: int) -> NoReturn:
     """Ends this process without waiting for the others, which it lost or which fail."""
     sys.stdout.flush()
     sys.stderr.flush()
@@ -186,7 +186,7 @@ def _check_free(port: int) -> None:
             raise OSError(f"port {port} is in use: choose another") from error
 
 
-class Elsewhere:
+class Null:
     """Stands in for what only process 0 has: its methods do nothing."""
 
     def __getattr__(self, name):

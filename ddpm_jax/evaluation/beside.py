@@ -14,7 +14,7 @@ from ddpm_jax.sampling.draw import sample_keys, sample_labels
 
 
 @contextlib.contextmanager
-def late(what, step, writer):
+def late(what, step, tracker):
     """A record, picture or score that fails is told, and training goes on.
 
     Where there are several processes, only what fails on all of them, or after all that
@@ -28,10 +28,10 @@ def late(what, step, writer):
             raise
         kind = "" if expected else f"{type(error).__name__}: "
         said = f"{kind}{one_line(error)}"[:300]
-        writer.line(f"no {what} of step {step} ({said}); training goes on")
+        tracker.line(f"no {what} of step {step} ({said}); training goes on")
 
 
-def make_picture(model: Model, options, workdir, writer):
+def make_picture(model: Model, options, workdir, tracker):
     """A function that draws samples from the averaged parameters into a grid."""
     sample_fn = devices.parallel_map(model.picture_fn, options.num_samples)
     keys = sample_keys(0, options.num_samples)
@@ -40,22 +40,22 @@ def make_picture(model: Model, options, workdir, writer):
     def save_picture(step, state):
         picture = images.grid(sample_fn(state.ema_params, keys, labels))
         path = workdir / "samples" / f"step_{step:08}.png"
-        multihost.on_first(lambda: images.save_png(path, picture))
-        writer.picture(step, "samples", picture)
+        multihost.on_primary(lambda: images.save_png(path, picture))
+        tracker.picture(step, "samples", picture)
 
     return save_picture
 
 
-def make_score(score_params, metric, writer):
+def make_score(score_params, metric, tracker):
     """A function that scores the averaged parameters and records the score."""
 
     @functools.cache
     def warn_once(text):
-        writer.line(text)
+        tracker.line(text)
 
     def score(step, state):
         value = score_params(state.ema_params)
-        writer.metrics(step, {metric: value.value})
+        tracker.metrics(step, {metric: value.value})
         for warning in value.warnings:
             warn_once(f"{metric} of {warning}")
         return online.records(metric, value)

@@ -16,7 +16,7 @@ from ddpm_jax.errors import ConfigError, unknown
 from ddpm_jax.evaluation import references
 from ddpm_jax.experiment import code
 from ddpm_jax.experiment.sections import attempt
-from ddpm_jax.files import whole
+from ddpm_jax.files import atomic_write
 from ddpm_jax.metrics.features import base, classifier
 from ddpm_jax.metrics.features.base import Extractor, Outputs
 from ddpm_jax.sampling.partial import key_of
@@ -55,7 +55,7 @@ def open_extractor(
     if name == "pixels":
         return base.pixels()
     if name == "classifier":
-        return base.classifier(multihost.of_first(_trained(config)))
+        return base.classifier(multihost.broadcast(_trained(config)))
     name = f"{name}:make_features" if name.endswith(".py") else name
     if ":" not in name:
         raise ConfigError(f"--features {name}: {unknown('network', name, NAMES)}")
@@ -81,7 +81,7 @@ def _trained(config):
         return _nested(load_file(path))
     except (FileNotFoundError, SafetensorError):  # not made yet, or cut off
         params = attempt("data", classifier.fit, pictures, labels, source.num_classes)
-        with whole(path) as partial:
+        with atomic_write(path) as partial:
             save_file(_flat(params), partial)
         return params
 

@@ -14,7 +14,7 @@ from ddpm_jax.metrics.statistics import Statistics
 from ddpm_jax.sampling.draw import sample_keys
 
 
-class Subject(NamedTuple):
+class ImageSet(NamedTuple):
     """A set of images, any of which can be had again.
 
     Attributes:
@@ -35,7 +35,7 @@ class Subject(NamedTuple):
     protocol: dict[str, Any]
 
 
-def of_model(
+def from_model(
     name: str,
     model: Model,
     params,
@@ -44,7 +44,7 @@ def of_model(
     seed: int = 0,
     labels: np.ndarray | None = None,
     **protocol,
-) -> Subject:
+) -> ImageSet:
     """Images that a model draws, rounded to 8 bits; image i is the same for any num.
 
     Args:
@@ -70,10 +70,12 @@ def of_model(
         conditions = None if labels is None else labels[positions]
         return picture_fn(params, keys[positions], conditions)
 
-    return Subject(name, num, model.image_shape, draw, labels, protocol)
+    return ImageSet(name, num, model.image_shape, draw, labels, protocol)
 
 
-def of_source(name: str, source: Source, num: int | None = None, **protocol) -> Subject:
+def from_source(
+    name: str, source: Source, num: int | None = None, **protocol
+) -> ImageSet:
     """Images that are there, `num` of them evenly spread, or all.
 
     The protocol holds a hash of them: of all where they are in memory, else of some.
@@ -89,15 +91,15 @@ def of_source(name: str, source: Source, num: int | None = None, **protocol) -> 
         return gather(source, chosen[positions])[0]
 
     protocol |= {"images_in_all": total, "pixels": digest}
-    return Subject(name, num, tuple(source.image_shape), draw, labels, protocol)
+    return ImageSet(name, num, tuple(source.image_shape), draw, labels, protocol)
 
 
 def measure(
-    subject: Subject,
+    subject: ImageSet,
     extractor: Extractor,
     batch_size: int,
     num_kept: int | None = None,
-    **keep,
+    **how,
 ) -> Statistics:
     """Draws all images of a subject and collects their features, on all devices.
 
@@ -106,7 +108,7 @@ def measure(
       extractor: the feature network.
       batch_size: images at a time, on each device.
       num_kept: of how many to keep the features (see `statistics.collect`).
-      **keep: see `devices.in_batches`.
+      **how: see `devices.in_batches`.
 
     Raises:
       ValueError: if the network cannot treat such images, or features are not finite.
@@ -118,11 +120,11 @@ def measure(
         return apply(params, extractor.prepare(subject.draw(positions)))
 
     num = subject.num
-    batches = devices.in_batches(run_batch, num, batch_size, subject.name, **keep)
+    batches = devices.in_batches(run_batch, num, batch_size, subject.name, **how)
     return statistics.collect(batches, num, protocol(subject, extractor), num_kept)
 
 
-def protocol(subject: Subject, extractor: Extractor) -> dict[str, Any]:
+def protocol(subject: ImageSet, extractor: Extractor) -> dict[str, Any]:
     """Returns all that decides the features of a subject, as JSON has it."""
     return {
         "features": extractor.protocol,

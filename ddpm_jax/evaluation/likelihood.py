@@ -10,16 +10,16 @@ from ddpm_jax.data import images
 from ddpm_jax.diffusion import bound, denoisers, likelihood, timesteps
 from ddpm_jax.distributed import devices
 from ddpm_jax.errors import ConfigError
-from ddpm_jax.evaluation.image_sets import Subject
+from ddpm_jax.evaluation.image_sets import ImageSet
 from ddpm_jax.evaluation.report import Score
-from ddpm_jax.evaluation.results import Book
+from ddpm_jax.evaluation.results import Results
 from ddpm_jax.experiment.model import Model
 from ddpm_jax.metrics.features.base import fingerprint
 from ddpm_jax.sampling.draw import sample_keys
 
 
-class Bits(NamedTuple):
-    """A way to score images by a likelihood.
+class LikelihoodEstimator(NamedTuple):
+    """How images are scored by a likelihood.
 
     Attributes:
       name: of the numbers.
@@ -36,7 +36,7 @@ class Bits(NamedTuple):
     protocol: dict[str, Any]
 
 
-def bpd(model: Model, variance: str) -> Bits:
+def bpd(model: Model, variance: str) -> LikelihoodEstimator:
     """The variational bound over all T steps, with clipped predictions.
 
     Args:
@@ -62,10 +62,10 @@ def bpd(model: Model, variance: str) -> Bits:
         return scored.total(), parts
 
     protocol = {"variance": variance, "clip": True, "num_steps": num_steps}
-    return Bits("bpd", bound_fn, bound.Bound, summarise, protocol)
+    return LikelihoodEstimator("bpd", bound_fn, bound.Bound, summarise, protocol)
 
 
-def ode_bpd(model: Model, tolerance: float) -> Bits:
+def ode_bpd(model: Model, tolerance: float) -> LikelihoodEstimator:
     """The likelihood by the probability-flow ODE, of dequantised images.
 
     Args:
@@ -90,29 +90,31 @@ def ode_bpd(model: Model, tolerance: float) -> Bits:
         return bits, {"solver_steps": float(np.mean(scored.num_steps))}
 
     protocol = {"tolerance": tolerance, "dequantisation": "uniform"}
-    return Bits("ode_bpd", dequantized, likelihood.Likelihood, summarise, protocol)
+    return LikelihoodEstimator(
+        "ode_bpd", dequantized, likelihood.Likelihood, summarise, protocol
+    )
 
 
 def score(
-    way: Bits,
+    estimator: LikelihoodEstimator,
     model: Model,
     params,
     /,
-    data: Subject,
+    data: ImageSet,
     seed: int,
-    book: Book,
+    results: Results,
     batch_size: int,
     **protocol,
 ) -> Score:
-    """Scores real images under a model; what the book knows is not done again.
+    """Scores real images under a model; what the results knows is not done again.
 
     Args:
-      way: how.
+      estimator: how.
       model: the model.
       params: of its network.
       data: the images, and their labels if the model is conditional.
       seed: of the noise.
-      book: where scores are kept.
+      results: where scores are kept.
       batch_size: images at a time, on each device.
       **protocol: what else the number depends on.
 
@@ -120,30 +122,34 @@ def score(
       ConfigError: if the images do not fit the model.
     """
     if model.num_classes and data.labels is None:
-        raise ConfigError(f"{way.name}: the model has classes, {data.name} has none")
-    protocol |= way.protocol
+        raise ConfigError(
+            f"{estimator.name}: the model has classes, {data.name} has none"
+        )
+    protocol |= estimator.protocol
     protocol |= {"params": fingerprint(params), "seed": seed, "images": data.protocol}
     protocol |= {"split": data.name, "num": data.num}
-    known = book.known("likelihood", [way.name], protocol)
+    known = results.known("likelihood", [estimator.name], protocol)
     if known is not None:
         return known[0]
-    store = book.store({"of": way.name, **protocol, "batch_size": batch_size}, way.kind)
+    partial = results.partial(
+        {"of": estimator.name, **protocol, "batch_size": batch_size}, estimator.kind
+    )
     pictures = data.draw(np.arange(data.num))
     labels = data.labels if model.num_classes else None
     keys = sample_keys(seed, data.num)
 
     def fn(params, keys, pictures, labels):
-        return way.fn(params, keys, images.to_float(pictures), labels)
+        return estimator.fn(params, keys, images.to_float(pictures), labels)
 
-    mapped = devices.parallel_map(fn, batch_size, way.name, keep=store)
+    mapped = devices.parallel_map(fn, batch_size, estimator.name, cache=partial)
     try:
-        bits, parts = way.summarise(mapped(params, keys, pictures, labels))
+        bits, parts = estimator.summarise(mapped(params, keys, pictures, labels))
     except ValueError as error:
-        raise ConfigError(f"{way.name}: {error}") from error
+        raise ConfigError(f"{estimator.name}: {error}") from error
     mean, error = np.mean(bits), np.std(bits, ddof=1) / np.sqrt(len(bits))
     found = Score(
-        "likelihood", way.name, float(mean), float(error), (), protocol | parts
+        "likelihood", estimator.name, float(mean), float(error), (), protocol | parts
     )
-    book.add([found])
-    store.clear()
+    results.add([found])
+    partial.clear()
     return found

@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 from ddpm_jax.errors import ConfigError
 from ddpm_jax.evaluation import image_sets
-from ddpm_jax.evaluation.image_sets import Subject
+from ddpm_jax.evaluation.image_sets import ImageSet
 from ddpm_jax.evaluation.report import Score
-from ddpm_jax.evaluation.results import Book
+from ddpm_jax.evaluation.results import Results
 from ddpm_jax.metrics.by_name import METRICS, Value, check
 from ddpm_jax.metrics.features.base import Extractor, Outputs
 from ddpm_jax.metrics.statistics import Statistics
@@ -25,8 +25,8 @@ class Measure(NamedTuple):
     """
 
     names: tuple[str, ...]
-    check: Callable[[Subject, dict[str, Any]], tuple[str, ...]]
-    compute: Callable[[Subject, Statistics], Iterable[Value]]
+    check: Callable[[ImageSet, dict[str, Any]], tuple[str, ...]]
+    compute: Callable[[ImageSet, Statistics], Iterable[Value]]
     protocol: dict[str, Any]
 
 
@@ -67,13 +67,13 @@ def measure_of(name: str, reference: Statistics | None) -> Measure:
 
 
 def score(
-    subject: Subject,
+    subject: ImageSet,
     extractor: Extractor,
     measures: Iterable[Measure],
-    book: Book,
+    results: Results,
     batch_size: int,
 ) -> list[Score]:
-    """Draws a set of images and scores it; what the book knows is not done again.
+    """Draws a set of images and scores it; what the results knows is not done again.
 
     Raises:
       ConfigError: if something cannot be computed of these images.
@@ -81,23 +81,23 @@ def score(
     done, todo = [], []
     images = image_sets.protocol(subject, extractor)
     for measure in measures:
-        known = book.known(subject.name, measure.names, images | measure.protocol)
+        known = results.known(subject.name, measure.names, images | measure.protocol)
         done += known or []
         todo += [] if known else [measure]
     if not todo:
         return done
     warnings = [_attempt(subject, measure, measure.check, images) for measure in todo]
-    store = book.store({**images, "batch_size": batch_size}, Outputs)
+    partial = results.partial({**images, "batch_size": batch_size}, Outputs)
     try:
-        generated = image_sets.measure(subject, extractor, batch_size, keep=store)
+        generated = image_sets.measure(subject, extractor, batch_size, cache=partial)
     except ValueError as error:
         raise ConfigError(f"features of {subject.name}: {error}") from error
     scores = []
     for measure, common in zip(todo, warnings, strict=True):
         values = _attempt(subject, measure, measure.compute, generated)
         scores += _scores(subject, measure, generated.protocol, values, common)
-    book.add(scores)
-    store.clear()
+    results.add(scores)
+    partial.clear()
     return done + scores
 
 

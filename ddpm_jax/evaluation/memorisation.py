@@ -28,7 +28,7 @@ def measure_of(config, extractor: Extractor, batch_size: int, folder: Path) -> M
     Raises:
       ConfigError: if the images have no such splits.
     """
-    sets = {split: references.of_split(config, split) for split in ("train", "test")}
+    sets = {split: references.from_split(config, split) for split in ("train", "test")}
     train, test = (
         references.statistics_of(subject, extractor, batch_size, num_kept=subject.num)
         for subject in sets.values()

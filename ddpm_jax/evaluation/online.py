@@ -82,7 +82,7 @@ def make_scorer(
     attempt("evaluation", check, metric, protocol, labels, reference)
 
     def score(params) -> Value:
-        subject = image_sets.of_model(
+        subject = image_sets.from_model(
             "scoring", model, params, options.num, labels=labels
         )
         try:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 from ddpm_jax.evaluation.report import Score
-from ddpm_jax.files import whole
+from ddpm_jax.files import atomic_write
 
 # Of Okabe & Ito (2008), told apart by colour-blind people too; in print, by markers.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -140,7 +140,7 @@ def _finish(path, figure, label, styles):
     for text in legend.get_texts():
         text.set_parse_math(False)
     figure.supxlabel(label, fontsize=10)
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         figure.savefig(partial, format="png")
 
 

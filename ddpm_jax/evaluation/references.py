@@ -10,7 +10,7 @@ from ddpm_jax.data.base import Source, in_memory
 from ddpm_jax.distributed import multihost
 from ddpm_jax.errors import ConfigError
 from ddpm_jax.evaluation import image_sets
-from ddpm_jax.evaluation.image_sets import Subject
+from ddpm_jax.evaluation.image_sets import ImageSet
 from ddpm_jax.experiment import datasets
 from ddpm_jax.metrics import statistics
 from ddpm_jax.metrics.features.base import Extractor
@@ -20,7 +20,7 @@ from ddpm_jax.sampling.partial import key_of
 NUM_KEPT = 50_000  # features kept of a reference, for KID, precision and recall
 
 
-def of_split(config: dict[str, Any], split: str, num: int | None = None) -> Subject:
+def from_split(config: dict[str, Any], split: str, num: int | None = None) -> ImageSet:
     """The real images of a config, neither mirrored nor shuffled.
 
     Args:
@@ -34,7 +34,7 @@ def of_split(config: dict[str, Any], split: str, num: int | None = None) -> Subj
     source = images_of(config, split)
     names = ("name", "dataset")
     data = {name: config["data"][name] for name in names if name in config["data"]}
-    return image_sets.of_source(f"data:{split}", source, num, data=data, split=split)
+    return image_sets.from_source(f"data:{split}", source, num, data=data, split=split)
 
 
 def images_of(config: dict[str, Any], split: str) -> Source:
@@ -64,11 +64,11 @@ def find(
             "what are these images to be compared with? Give --reference FILE.npz, or "
             "--config FILE.py to say of which data"
         )
-    return statistics_of(of_split(config, name), extractor, batch_size)
+    return statistics_of(from_split(config, name), extractor, batch_size)
 
 
 def statistics_of(
-    subject: Subject, extractor: Extractor, batch_size: int, num_kept: int = NUM_KEPT
+    subject: ImageSet, extractor: Extractor, batch_size: int, num_kept: int = NUM_KEPT
 ) -> Statistics:
     """Returns the statistics of images, from the cache if they were made before."""
     protocol = image_sets.protocol(subject, extractor)

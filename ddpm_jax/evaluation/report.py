@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ddpm_jax.files import whole
+from ddpm_jax.files import atomic_write
 
 
 class Score(NamedTuple):
@@ -66,7 +66,7 @@ def save(path: str | os.PathLike, scores: Iterable[Score]) -> None:
       TypeError: if a protocol is nothing that JSON has.
     """
     entries = [plain(score._asdict()) for score in scores]
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text(json.dumps(entries, indent=2, allow_nan=False) + "\n")
 
 

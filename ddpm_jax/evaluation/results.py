@@ -10,12 +10,12 @@ from ddpm_jax.distributed import multihost
 from ddpm_jax.errors import ConfigError
 from ddpm_jax.evaluation import report
 from ddpm_jax.evaluation.report import Score
-from ddpm_jax.files import locked
-from ddpm_jax.sampling.partial import Store
+from ddpm_jax.files import file_lock
+from ddpm_jax.sampling.partial import PartialResults
 from ddpm_jax.version import VERSION
 
 
-class Book:
+class Results:
     """Scores in a file, which grows as they come.
 
     Attributes:
@@ -66,10 +66,10 @@ class Book:
         ]
         self._scores = report.merge(self._scores, signed)
         if jax.process_index() == 0:
-            with locked(self.path.parent):  # another evaluation may have written too
+            with file_lock(self.path.parent):  # another evaluation may have written too
                 others = report.load(self.path) if self.path.is_file() else []
                 report.save(self.path, report.merge(others, self._scores))
 
-    def store(self, protocol: dict[str, Any], kind: type) -> Store:
+    def partial(self, protocol: dict[str, Any], kind: type) -> PartialResults:
         """Opens the place of results that become scores."""
-        return Store(self.path.with_name(f".{self.path.stem}"), protocol, kind)
+        return PartialResults(self.path.with_name(f".{self.path.stem}"), protocol, kind)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_jax.errors import ConfigError, reason
-from ddpm_jax.files import whole
+from ddpm_jax.files import atomic_write
 
 # In the folder of a run: the files that its config names, as they were.
 _FOLDER, _INDEX = "code", "files.json"
@@ -99,9 +99,9 @@ def keep(workdir: Path, config: dict[str, Any]) -> None:
     for path in paths:
         content = Path(path).read_bytes()
         index[path] = f"{Path(path).stem}-{_digest(content)}.py"
-        with whole(folder / index[path]) as partial:
+        with atomic_write(folder / index[path]) as partial:
             partial.write_bytes(content)
-    with whole(folder / _INDEX) as partial:
+    with atomic_write(folder / _INDEX) as partial:
         partial.write_text(json.dumps(index, indent=2) + "\n")
 
 

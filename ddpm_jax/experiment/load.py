@@ -10,11 +10,11 @@ from ddpm_jax.errors import ConfigError
 from ddpm_jax.experiment import code, config, run
 from ddpm_jax.experiment.model import Model, build_model
 from ddpm_jax.interop import openai
-from ddpm_jax.interop.published import open_pretrained
+from ddpm_jax.interop.published import open_published
 
 # What the weights were trained with. Other values would not fit, or would have the same
 # shapes and another meaning.
-READ_WITH = (
+TRAINED_WITH = (
     "channels",
     "channel_mults",
     "num_res_blocks",
@@ -90,7 +90,7 @@ def from_pretrained(
     Raises:
       OSError: if it cannot be read, or is of a model that our U-Net cannot be.
     """
-    opened = open_pretrained(path, settings, image_shape)
+    opened = open_published(path, settings, image_shape)
     return Trained(
         config.override(opened.config, ()),
         lambda model: opened.read(model.abstract_params()),
@@ -146,7 +146,7 @@ def read_otherwise(trained: Trained, settings: dict[str, Any]) -> Trained:
     Raises:
       ConfigError: if that would give its parameters another meaning.
     """
-    fixed = tuple(f"network.{key}" for key in READ_WITH)
+    fixed = tuple(f"network.{key}" for key in TRAINED_WITH)
     if "workdir" in trained.origin:  # a published model may not say it all
         fixed += ("schedule.", "loss.predicts")
     for key, (was, _) in config.differences(trained.config, settings).items():

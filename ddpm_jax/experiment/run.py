@@ -12,7 +12,7 @@ from ddpm_jax.errors import ConfigError
 from ddpm_jax.experiment import code, config
 from ddpm_jax.experiment.build import build
 from ddpm_jax.experiment.model import Model
-from ddpm_jax.files import whole
+from ddpm_jax.files import atomic_write
 from ddpm_jax.training.checkpoints import Checkpoints
 from ddpm_jax.training.checksums import DamagedError
 
@@ -21,7 +21,7 @@ from ddpm_jax.training.checksums import DamagedError
 # decay so that it ends with a longer run, and
 # what costs computation instead of memory so that one can go on where there is less.
 # What rounds otherwise is among it, as other devices do: microbatches, steps of a call.
-MAY_CHANGE = (
+MUTABLE = (
     "init_from",
     "data.cache",
     "data.data_dir",
@@ -124,7 +124,7 @@ def write(workdir: Path, settings: dict[str, Any], params) -> None:
 def write_config(workdir: Path, settings: dict[str, Any]) -> None:
     """Writes the config of a run, whole or not at all, and the files that it names."""
     code.keep(workdir, settings)
-    with whole(workdir / "config.json") as partial:
+    with atomic_write(workdir / "config.json") as partial:
         partial.write_text(json.dumps(settings, indent=2) + "\n")
 
 
@@ -157,7 +157,7 @@ def same_data(workdir: Path, contents: Contents) -> None:
                 f"they are {', '.join(contents.classes[:4])}, …: choose another "
                 "--workdir, or name the folders so that both are the same, as 02 and 10"
             )
-        with whole(path) as partial:
+        with atomic_write(path) as partial:
             partial.write_text(json.dumps(contents._asdict(), indent=2) + "\n")
         return
     if changed := contents.changed_from(before):
@@ -194,7 +194,7 @@ def changes(workdir: Path, settings: dict[str, Any]) -> list[str]:
     refused = [
         text
         for key, text in said.items()
-        if key.startswith(fixed) or not key.startswith((*MAY_CHANGE, *moved))
+        if key.startswith(fixed) or not key.startswith((*MUTABLE, *moved))
     ]
     if refused:
         raise ConfigError(

@@ -24,7 +24,7 @@ PART = re.compile(r"-\d+-of-\d+$")  # of a model in several files
 HUB_FILES = ["*.json", "*.safetensors", "*.bin"]
 
 
-class Pretrained(NamedTuple):
+class Published(NamedTuple):
     """A published model.
 
     Attributes:
@@ -40,11 +40,11 @@ class Pretrained(NamedTuple):
     notes: list[str]
 
 
-def open_pretrained(
+def open_published(
     path: str | os.PathLike,
     settings: openai.Settings | None = None,
     image_shape: tuple[int, int, int] | None = None,
-) -> Pretrained:
+) -> Published:
     """Opens a folder of diffusers, a checkpoint file, or a name on the hub.
 
     Args:
@@ -74,21 +74,21 @@ def open_pretrained(
         raise OSError(f"{source}: {error}") from error
 
 
-def _of_diffusers(file, config, tensors, notes) -> Pretrained:
+def _of_diffusers(file, config, tensors, notes) -> Published:
     layout = make_layout(config["network"])
     return _pretrained(file, config, layout, with_new_names(tensors), notes)
 
 
 def _pretrained(
     file: Path, config, layout: Layout, tensors: Tensors, notes: list[str]
-) -> Pretrained:
+) -> Published:
     def read(like):
         try:
             return read_params(tensors, make_entries(layout, like), like)
         except (OSError, ValueError) as error:
             raise OSError(f"{file} does not fit the model; {error}") from error
 
-    return Pretrained(config, read, notes)
+    return Published(config, read, notes)
 
 
 def _open_file(file, tensors, settings, image_shape, notes):

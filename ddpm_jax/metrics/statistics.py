@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ddpm_jax.files import read_arrays, whole
+from ddpm_jax.files import atomic_write, read_arrays
 from ddpm_jax.metrics import frechet
 from ddpm_jax.metrics.features.base import Outputs
 from ddpm_jax.metrics.frechet import Gaussian
@@ -129,7 +129,7 @@ def save(path: Path, statistics: Statistics) -> None:
             arrays[f"mu{suffix}"], arrays[f"sigma{suffix}"] = gaussian
     if statistics.features is not None:
         arrays |= {"features": statistics.features, "kept": statistics.kept}
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         # First, for a zip whose end is damaged may seem to have no more entries.
         np.savez(partial, sha256=np.array(_digest(arrays)), **arrays)
 

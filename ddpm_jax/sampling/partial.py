@@ -11,13 +11,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from ddpm_jax.files import read_arrays, whole
+from ddpm_jax.files import atomic_write, read_arrays
 
 
-class Store:
+class PartialResults:
     """Keeps the results of each part of a set of images in a file.
 
-    It is the `keep` of `devices.in_batches`.
+    It is the `cache` of `devices.in_batches`.
     """
 
     def __init__(self, folder: Path, protocol: dict[str, Any], kind: type):
@@ -41,7 +41,7 @@ class Store:
                 path.unlink()  # cut off: it is made again
         results = compute()
         present = {k: v for k, v in results._asdict().items() if v is not None}
-        with whole(path) as partial:
+        with atomic_write(path) as partial:
             np.savez(partial, **present)
         return results
 

@@ -15,8 +15,8 @@ from ddpm_jax.diffusion.timesteps import Timesteps
 from ddpm_jax.distributed import devices, multihost
 from ddpm_jax.errors import ConfigError
 from ddpm_jax.experiment import config
-from ddpm_jax.files import whole
-from ddpm_jax.sampling.partial import Store
+from ddpm_jax.files import atomic_write
+from ddpm_jax.sampling.partial import PartialResults
 
 # What each output may be, by suffix and in words.
 KINDS = {
@@ -102,11 +102,11 @@ def fill(args: argparse.Namespace, order: Order) -> None:
     """
     out, labels = Path(args.out), order.labels
     with multihost.error_barrier():
-        multihost.on_first(lambda: _claim(out, order.protocol, args.num))
+        multihost.on_primary(lambda: _claim(out, order.protocol, args.num))
     classes = [None] * args.num if labels is None else labels
     files = (out / images.file_of(*numbered) for numbered in enumerate(classes))
     missing = (i for i, path in enumerate(files) if not path.is_file())
-    first = int(multihost.gather(str(next(missing, args.num)))[0])
+    first = int(multihost.all_gather(str(next(missing, args.num)))[0])
     if first and jax.process_index() == 0:
         print(f"{first} of {args.num} images are in {out} already")
     batches = devices.map_batches(
@@ -124,7 +124,7 @@ def _claim(folder, protocol, num):
     """Writes what a folder's images are drawn by, or compares it and their number."""
     path, protocol = folder / RECORD, json.loads(json.dumps(protocol, default=str))
     if not path.is_file():
-        with whole(path) as partial:
+        with atomic_write(path) as partial:
             partial.write_text(json.dumps(protocol, indent=2) + "\n")
         return
     try:
@@ -152,12 +152,12 @@ def draw(args: argparse.Namespace, order: Order) -> None:
     out, protocol = Path(args.out), dict(order.protocol)
     if not out.suffix:
         with multihost.error_barrier():
-            multihost.on_first(lambda: _claim(out, order.protocol, args.num))
+            multihost.on_primary(lambda: _claim(out, order.protocol, args.num))
     for name in ("num", "batch_size", "gif", "trajectory"):
         protocol[name] = getattr(args, name)
-    store = Store(out.with_name(f".{out.name}.parts"), protocol, Drawn)
+    partial = PartialResults(out.with_name(f".{out.name}.parts"), protocol, Drawn)
     batches = devices.map_batches(
-        order.draw, order.params, order.examples, args.batch_size, keep=store
+        order.draw, order.params, order.examples, args.batch_size, cache=partial
     )
     drawn = devices.joined(batches)
     if jax.process_index():
@@ -165,7 +165,7 @@ def draw(args: argparse.Namespace, order: Order) -> None:
     write(out, drawn.pictures, order.labels, args.interpolate)
     if drawn.walk is not None:
         write_steps(args, order.times, drawn)
-    store.clear()
+    partial.clear()
 
 
 def write(
@@ -176,7 +176,7 @@ def write(
         images.save_png(out, images.grid(pictures, columns))
     elif out.suffix.lower() == ".npz":
         arrays = {"images": pictures} | ({} if labels is None else {"labels": labels})
-        with whole(out) as partial:
+        with atomic_write(out) as partial:
             np.savez(partial, **arrays)
     else:
         images.save_folder(out, pictures, labels)

@@ -1,6 +1,6 @@
 """What `sample` draws: from noise, or from pictures that are there already.
 
-An edit says where a walk begins, and what is made of the model's denoiser and sampler
+A task says where a walk begins, and what is made of the model's denoiser and sampler
 on the way; the walk itself is `samplers.sample`.
 """
 
@@ -19,7 +19,7 @@ from ddpm_jax.errors import ConfigError
 from ddpm_jax.experiment.model import Model
 
 
-class Edit(NamedTuple):
+class Task(NamedTuple):
     """A way to draw images.
 
     Attributes:
@@ -37,16 +37,16 @@ class Edit(NamedTuple):
     denoiser: Callable[[Denoiser, Any], Denoiser] = lambda denoiser, given: denoiser
 
 
-def from_noise(model: Model) -> Edit:
+def generate(model: Model) -> Task:
     """Plain sampling."""
-    return Edit(
+    return Task(
         None,
         model.timesteps,
         lambda keys, given: loop.draw_prior(keys, model.image_shape),
     )
 
 
-def from_pictures(model: Model, pictures: np.ndarray, strength: float) -> Edit:
+def img2img(model: Model, pictures: np.ndarray, strength: float) -> Task:
     """Pictures made anew from a noisy version of them (SDEdit; img2img).
 
     Args:
@@ -68,15 +68,15 @@ def from_pictures(model: Model, pictures: np.ndarray, strength: float) -> Edit:
         start = images.to_float(given)
         return editing.perturb(model.schedule, noise_keys, start, times[0]), step_keys
 
-    return Edit(pictures, times, begin)
+    return Task(pictures, times, begin)
 
 
-def painted(
+def inpaint(
     model: Model,
     pictures: np.ndarray,
     mask: np.ndarray,
     repeats: int = 10,
-) -> Edit:
+) -> Task:
     """Pictures with a part painted anew (RePaint); the rest is returned as it is.
 
     Args:
@@ -102,17 +102,17 @@ def painted(
     if repeats < 1:
         raise ConfigError(f"--repaint must be at least 1, got {repeats}")
 
-    def inpaint(sampler, given):
+    def holding(sampler, given):
         known = images.to_float(given)
         sampler = editing.inpaint(sampler, model.schedule, known, jnp.asarray(mask))
         return editing.resample(sampler, model.schedule)
 
     length = max(1, min(10, (len(model.timesteps) - 1) // 5))
     times = timesteps.resampled(model.timesteps, length, repeats)
-    return from_noise(model)._replace(given=pictures, timesteps=times, sampler=inpaint)
+    return generate(model)._replace(given=pictures, timesteps=times, sampler=holding)
 
 
-def measured(model: Model, pictures: np.ndarray, by: inverse.Measurement) -> Edit:
+def restore(model: Model, pictures: np.ndarray, by: inverse.Measurement) -> Task:
     """Images that look like the pictures to a measurement, until they are clipped.
 
     Args:
@@ -121,10 +121,10 @@ def measured(model: Model, pictures: np.ndarray, by: inverse.Measurement) -> Edi
       by: how.
     """
 
-    def restore(denoiser, given):
+    def consistent(denoiser, given):
         return inverse.restore(denoiser, model.schedule, by, images.to_float(given))
 
-    return from_noise(model)._replace(given=pictures, denoiser=restore)
+    return generate(model)._replace(given=pictures, denoiser=consistent)
 
 
 def noise_of(pictures: np.ndarray) -> float:
@@ -136,7 +136,7 @@ def noise_of(pictures: np.ndarray) -> float:
     return float(np.clip(np.median(levels) * 127.5, 0.01, 255))
 
 
-def denoised(model: Model, pictures: np.ndarray, std: float) -> Edit:
+def denoise(model: Model, pictures: np.ndarray, std: float) -> Task:
     """Pictures without their noise.
 
     Args:
@@ -156,12 +156,12 @@ def denoised(model: Model, pictures: np.ndarray, std: float) -> Edit:
     first = round(float(editing.time_of_noise(model.schedule, std / 127.5)))
     times = timesteps.from_time(model.timesteps, first)
     alpha, _ = schedules.alpha_sigma(model.schedule, first)
-    return Edit(
+    return Task(
         pictures, times, lambda keys, given: (alpha * images.to_float(given), keys)
     )
 
 
-def interpolated(model: Model, num: int, length: int, noises: jax.Array) -> Edit:
+def interpolate(model: Model, num: int, length: int, noises: jax.Array) -> Task:
     """Rows of images, each from one noise to another along the sphere.
 
     Args:
@@ -185,15 +185,15 @@ def interpolated(model: Model, num: int, length: int, noises: jax.Array) -> Edit
         b, _ = loop.draw_prior(last, model.image_shape)
         return editing.slerp(a, b, weight), step_keys
 
-    return Edit(given, model.timesteps, begin)
+    return Task(given, model.timesteps, begin)
 
 
-def make_draw(model: Model, edit: Edit, watched: bool = False) -> Callable:
+def make_draw(model: Model, task: Task, watched: bool = False) -> Callable:
     """Makes the function that draws.
 
     Args:
       model: the model.
-      edit: what to draw.
+      task: what to draw.
       watched: whether every step is returned too.
 
     Returns:
@@ -206,14 +206,14 @@ def make_draw(model: Model, edit: Edit, watched: bool = False) -> Callable:
         return images.to_uint8(state.x), images.to_uint8(prediction.x_0)
 
     def draw(params, keys, labels, given):
-        x, step_keys = edit.begin(keys, given)
-        denoiser = edit.denoiser(model.denoiser(params, labels), given)
+        x, step_keys = task.begin(keys, given)
+        denoiser = task.denoiser(model.denoiser(params, labels), given)
         drawn, steps = loop.sample(
-            edit.sampler(model.sampler, given),
+            task.sampler(model.sampler, given),
             denoiser,
             step_keys,
             x,
-            edit.timesteps,
+            task.timesteps,
             observe if watched else loop.nothing,
         )
         drawn = images.to_uint8(drawn)

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from ddpm_jax.files import whole
+from ddpm_jax.files import atomic_write
 from ddpm_jax.training import checksums, ranking
 from ddpm_jax.training.checksums import DamagedError
 from ddpm_jax.training.step import TrainState
@@ -142,7 +142,7 @@ class Checkpoints(contextlib.AbstractContextManager):
           OSError: if they, or the checkpoint under way, cannot be written.
         """
         self.wait()
-        with whole(Path(self.folder, f"{step:08}", *ranking.SCORES)) as partial:
+        with atomic_write(Path(self.folder, f"{step:08}", *ranking.SCORES)) as partial:
             partial.write_text(json.dumps(scores))
         self._manager.reload()
 

@@ -12,7 +12,7 @@ import numpy as np
 NEWEST = ("learning_rate",)
 
 
-class NonFiniteError(ArithmeticError):
+class DivergedError(ArithmeticError):
     """A loss or a gradient is no longer a number."""
 
 
@@ -121,7 +121,7 @@ class Meter:
     def _refuse(self, step, why):
         if self._skipped == self._max_skipped:
             after = f", after {self._skipped} skipped" if self._skipped else ""
-            raise NonFiniteError(f"{why} at step {step}{after}")
+            raise DivergedError(f"{why} at step {step}{after}")
         self._skipped += 1
         self._skip(step, why, self._skipped)
 

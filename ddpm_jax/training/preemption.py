@@ -8,7 +8,7 @@ from collections import deque
 import jax
 
 
-class Stop(contextlib.AbstractContextManager):
+class Preemption(contextlib.AbstractContextManager):
     """Notes SIGTERM, SIGHUP and Ctrl-C, so that a step can be finished and saved.
 
     A signal may reach one process only: each call of steps carries the vote of every
@@ -37,14 +37,14 @@ class Stop(contextlib.AbstractContextManager):
                 self._before[number] = signal.signal(number, self._note)
 
     @property
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         """Whether this process was asked to stop; its vote."""
         return self.signal is not None
 
-    def decided(self, votes: jax.Array) -> bool:
+    def agreed(self, votes: jax.Array) -> bool:
         """Takes the votes of the call just dispatched; returns whether to stop now."""
         if jax.process_count() == 1:
-            return self.asked
+            return self.requested
         self._votes.append(votes)
         return len(self._votes) > self._lag and float(self._votes.popleft()) > 0
 

@@ -10,10 +10,10 @@ import numpy as np
 import tensorboardX
 from tqdm import tqdm
 
-from ddpm_jax.files import whole
+from ddpm_jax.files import atomic_write
 
 
-class Writer:
+class Tracker:
     """Writes metrics and pictures into a run's folder and to the terminal."""
 
     def __init__(self, workdir: str | os.PathLike, first_step: int, num_steps: int):
@@ -73,7 +73,7 @@ def _forget_after(path: Path, step: int) -> None:
     lines = path.read_text(errors="replace").splitlines(keepends=True)
     kept = [line for line in lines if line.endswith("\n") and _step_of(line) <= step]
     if kept != lines:
-        with whole(path) as partial:
+        with atomic_write(path) as partial:
             partial.write_text("".join(kept))
 
 

@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 
-from ddpm_jax.distributed.multihost import TRY_AGAIN
+from ddpm_jax.distributed.multihost import EXIT_RETRY
 
 
 class Watchdog(contextlib.AbstractContextManager):
@@ -22,8 +22,8 @@ class Watchdog(contextlib.AbstractContextManager):
         """Starts watching.
 
         Args:
-          seconds: the longest time from one `note` to the next. Seconds in which the
-            machine or the process slept do not count.
+          seconds: the longest time from one `heartbeat` to the next. Seconds in which
+            the machine or the process slept do not count.
         """
         self._seconds = seconds
         self._where = "the start"
@@ -33,13 +33,13 @@ class Watchdog(contextlib.AbstractContextManager):
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
 
-    def note(self, where: str) -> None:
+    def heartbeat(self, where: str) -> None:
         """Something moved: `where` says what, as in "step 12"."""
         self._where = where
         self._moves += 1
 
     @contextlib.contextmanager
-    def resting(self) -> Iterator[None]:
+    def paused(self) -> Iterator[None]:
         """Does not watch what takes as long as it takes, such as drawing samples."""
         self._rests = True
         try:
@@ -69,4 +69,4 @@ class Watchdog(contextlib.AbstractContextManager):
             file=sys.stderr,
             flush=True,
         )
-        os._exit(TRY_AGAIN)
+        os._exit(EXIT_RETRY)

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from tqdm import tqdm
 
 from ddpm_jax import files
-from ddpm_jax.files import whole
+from ddpm_jax.files import atomic_write
 from ddpm_jax.interop.tensors import read_tensors
 from ddpm_jax.metrics.features import inception
 
@@ -135,7 +135,7 @@ def _fetch(url, path):
 def _writing(path):
     """Yields a name to write to, which becomes `path` unless something fails."""
     try:
-        with whole(path) as partial:
+        with atomic_write(path) as partial:
             yield partial
     except requests.RequestException:  # is an OSError, but not of writing
         raise

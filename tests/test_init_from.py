@@ -14,7 +14,7 @@ import ddpm_jax
 from ddpm_jax import convert
 from ddpm_jax.data.contents import Contents
 from ddpm_jax.errors import ConfigError
-from ddpm_jax.experiment import beginnings, build, config, run
+from ddpm_jax.experiment import build, config, init_from, run
 from ddpm_jax.interop.layout import leaves
 from ddpm_jax.train import train
 
@@ -56,7 +56,7 @@ def new(*changes):
 
 
 def begin(path, *changes):
-    return beginnings.begin_from(str(path), tiny(*changes), built(*changes), KEY)
+    return init_from.initial_params(str(path), tiny(*changes), built(*changes), KEY)
 
 
 def made(tmp_path, *changes):
@@ -135,7 +135,7 @@ def test_classes_keep_what_they_have_under_their_names(tmp_path):
 
     def begin(names, *changes):
         arguments = tiny(*changes), built(*changes), KEY, names
-        return beginnings.begin_from(str(path), *arguments)
+        return init_from.initial_params(str(path), *arguments)
 
     params, notes = begin(ours, *given)
     for row, was, name in zip(rows(params), fresh, ours, strict=False):
@@ -217,7 +217,7 @@ def test_another_size_of_images(tmp_path):
     def begin(*changes):
         ours = config.override(settings, changes)
         built = build.build(ours)
-        return beginnings.begin_from(str(tmp_path / "made"), ours, built, KEY)
+        return init_from.initial_params(str(tmp_path / "made"), ours, built, KEY)
 
     size = "image_shape was [8, 8, 1] there and is [16, 16, 1] here"
     params, notes = begin("image_shape=16,16,1", "network.attention_resolutions=8,")

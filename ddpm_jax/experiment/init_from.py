@@ -29,7 +29,7 @@ MAY_DIFFER = (
 )
 
 
-class Beginning(NamedTuple):
+class InitialParams(NamedTuple):
     """Where a run begins.
 
     Attributes:
@@ -56,13 +56,13 @@ class Classes(NamedTuple):
     names: tuple[str, ...] = ()
 
 
-def begin_from(
+def initial_params(
     path: str,
     settings: dict[str, Any],
     experiment: Experiment,
     key: jax.Array,
     names: Sequence[str] = (),
-) -> Beginning:
+) -> InitialParams:
     """Loads the parameters from which a run begins (`config.init_from`).
 
     Args:
@@ -85,7 +85,7 @@ def begin_from(
     like = experiment.model.abstract_params()
     if settings["network"]["name"] != "unet":  # whose parts we do not know
         _check_same(path, params, like)
-        return Beginning(params, _trained_for(trained.config, settings))
+        return InitialParams(params, _trained_for(trained.config, settings))
     there = _classes(trained.config, trained.origin.get("classes", ()))
     here = _classes(settings, names)
     changes = _changes(params, like, trained.config, settings, there, here)
@@ -94,7 +94,7 @@ def begin_from(
         fresh = jax.device_get(init(key, experiment.model.image_shape))
         params = fit(params, fresh, there, here)
     trained_for = _trained_for(trained.config, settings)
-    return Beginning(params, [*trained.notes, *trained_for, *changes])
+    return InitialParams(params, [*trained.notes, *trained_for, *changes])
 
 
 def fit(params, fresh, there: Classes, here: Classes):

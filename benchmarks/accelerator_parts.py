@@ -16,7 +16,7 @@ import jax
 
 from ddpm_jax import train
 from ddpm_jax.errors import ConfigError, one_line
-from ddpm_jax.experiment import build, datasets, plan
+from ddpm_jax.experiment import build, plan
 from ddpm_jax.training.step import make_train_step
 
 # Dense peaks in TFLOP/s by the makers' data sheets, the more special names first. A GPU
@@ -55,7 +55,7 @@ def agree(settings):
     if here == "cpu":
         return {"left_out": "there is only the CPU"}
     built = build.build(settings)
-    batch = datasets.make_batches(settings)(0)
+    batch = built.dataset.feed().batch_fn(0)
     step = make_train_step(built.loss_fn, built.tx, 0.9999)
     results = {}
     for platform in ("cpu", here):
@@ -82,16 +82,16 @@ def run(settings, workdir, seconds):
             os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=stop, daemon=True).start()
-    train.train(settings, workdir)
+    built = build.build(settings)
+    train.train(built, workdir)
     ended.set()
     lines = [json.loads(line) for line in records.read_text().splitlines()]
     speeds = [line["images_per_sec"] for line in lines if "images_per_sec" in line]
     if not speeds:
         return {"left_out": "it was too slow for a record"}
-    batch_size = settings["data"]["batch_size"]
+    batch_size = built.dataset.batch_size
     devices = jax.device_count()
-    built, options = build.build(settings), build.train_options(settings)
-    planned = plan.plan(built, options, batch_size, devices)
+    planned = plan.plan(built, devices)
     speed = statistics.median(speeds[1:] or speeds)
     flops = planned.step_flops * speed / devices / 1e12
     dtype = settings["network"].get("dtype", "float32")

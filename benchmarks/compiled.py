@@ -15,6 +15,7 @@ from ddpm_jax.compiled import estimates, programs, topologies
 from ddpm_jax.errors import ConfigError
 from ddpm_jax.experiment import config
 from ddpm_jax.experiment import plan as plans
+from ddpm_jax.experiment.build import build
 
 RECIPES = (
     "configs/cifar.py",
@@ -39,13 +40,14 @@ COLUMNS = (
 
 def row(recipe: str, name: str, changes: list[str]) -> list[str]:
     """Returns the row of a recipe."""
-    topology, settings = topologies.parse(name), config.read_config(recipe, changes)
-    plan, _ = plans.with_lighter(settings, topology.num_devices)
+    topology = topologies.parse(name)
+    experiment = build(config.read_config(recipe, changes))
+    plan, _ = plans.with_lighter(experiment, topology.num_devices)
     share = plan.batch_size // plan.devices
     cells = [recipe, name, f"{share:,}"]
     try:
         said = programs.ask(
-            settings, topology, lambda line: print(line, file=sys.stderr)
+            experiment.config, topology, lambda line: print(line, file=sys.stderr)
         )
     except ConfigError as error:
         return [*cells, str(error)]

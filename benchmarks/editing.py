@@ -28,6 +28,7 @@ from ddpm_jax.diffusion import (
 from ddpm_jax.diffusion.samplers import loop
 from ddpm_jax.evaluation import extractors
 from ddpm_jax.experiment import run as runs
+from ddpm_jax.experiment.dataset import make_dataset
 
 
 def repairs(schedule, steps):
@@ -77,7 +78,9 @@ def main():
     schedule, test = run.schedule, digits("test")
     pictures = np.stack([test[i][0] for i in range(len(test))])
     labels = np.array([test[i][1] for i in range(len(test))])
-    extractor = extractors.open_extractor("classifier", runs.read_config(args.workdir))
+    extractor = extractors.open_extractor(
+        "classifier", make_dataset(runs.read_config(args.workdir))
+    )
 
     def right(x):
         logits = extractor.apply(extractor.params, images.to_uint8(x)).logits

@@ -26,12 +26,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from ddpm_jax import train  # noqa: F401, what a training imports is in its start
-from ddpm_jax.experiment.datasets import make_feed
+from ddpm_jax.experiment.dataset import Dataset
 
 
 def feed_of(image_shape, **data):
     """Opens the input as training does."""
-    return make_feed({"image_shape": image_shape, "data": {"flip": True, **data}})
+    return Dataset({"flip": True, **data}, image_shape).feed()
 
 
 def rate(feed, first, steps, seconds):

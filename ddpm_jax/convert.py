@@ -15,7 +15,6 @@ import jax
 from ddpm_jax.cli import arguments, command
 from ddpm_jax.errors import ConfigError
 from ddpm_jax.experiment import run
-from ddpm_jax.experiment.model import build_model
 from ddpm_jax.interop import diffusers
 
 
@@ -39,7 +38,7 @@ def main(args: argparse.Namespace) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"--out {out}: it is there already; give a new folder")
     trained = arguments.trained(args)
-    model = build_model(trained.config)
+    model = trained.model()
     params = trained.load_params(model)
     kind = args.format or ("run" if args.pretrained else "diffusers")
     if kind == "diffusers":
@@ -50,8 +49,8 @@ def main(args: argparse.Namespace) -> None:
     print(f"wrote {out}, {count:,} parameters")
     if kind == "diffusers" and model.num_classes:
         note = "DDPMPipeline gives no labels: sample this one with UNet2DModel"
-        if model.config["network"].get("label_dropout"):
-            note += f"; {model.num_classes} is the null class of guidance"
+        if model.null is not None:
+            note += f"; {model.null} is the null class of guidance"
         print(note)
 
 

@@ -24,7 +24,6 @@ The same command again goes on where it was stopped.
 """
 
 import argparse
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -32,27 +31,14 @@ import jax
 from ddpm_jax.cli import arguments, command
 from ddpm_jax.distributed import devices
 from ddpm_jax.errors import ConfigError, unknown
-from ddpm_jax.evaluation import (
-    image_sets,
-    likelihood,
-    memorisation,
-    plots,
-    references,
-    report,
-)
-from ddpm_jax.evaluation import (
-    measures as samples,
-)
+from ddpm_jax.evaluation import image_sets, measures, plots, references, report, sweep
 from ddpm_jax.evaluation.report import Score
 from ddpm_jax.evaluation.results import Results
-from ddpm_jax.experiment import config, datasets
-from ddpm_jax.experiment.model import Model, build_model, complete
-from ddpm_jax.experiment.sections import attempt
+from ddpm_jax.evaluation.sweep import LIKELIHOODS, NAMES
+from ddpm_jax.experiment.config import read_config
+from ddpm_jax.experiment.dataset import make_dataset, open_images
 from ddpm_jax.metrics.by_name import METRICS
-from ddpm_jax.metrics.features.base import fingerprint
 
-LIKELIHOODS = ("bpd", "ode_bpd")
-NAMES = (*METRICS, "memorisation", *LIKELIHOODS)
 NUM_SAMPLES = 50_000  # as published scores have them
 NUM_IMAGES = 256
 
@@ -111,23 +97,41 @@ def evaluate(args: argparse.Namespace, out: Path) -> list[Score]:
     _check(args, of_samples, of_model)
     results = Results(out)
     if args.images is not None:
-        settings = (
-            config.read_config(args.config, args.overrides) if args.config else None
-        )
-        found = datasets.open_images(args.images, settings)
-        subject = image_sets.from_source("images", found, args.num, path=args.images)
-        return _score_samples(args, of_samples, [subject], settings, results)
+        dataset = None
+        if args.config:
+            dataset = make_dataset(read_config(args.config, args.overrides))
+        found = open_images(args.images, dataset)
+        given = image_sets.from_source("images", found, args.num, path=args.images)
+        return _score_samples(args, of_samples, [given], dataset, results)
     trained = arguments.trained(args)
-    sweep = [*_sweep(args, trained.config)] if of_samples else []
-    built = (model for *_, model in sweep if model is not None)
-    model = next(built, None) or build_model(trained.config)
+    rows = []
+    if of_samples:
+        options = arguments.sampling(args)
+        rows = [*sweep.rows(trained, args.sweep or (), options)]
+    built = (row.model for row in rows if row.model is not None)
+    model = next(built, None) or trained.model()
     params = devices.replicate(trained.load_params(model))
     scores = []
-    if sweep:
-        drawn = [_subject(args, trained, params, *each) for each in sweep]
-        scores += _score_samples(args, of_samples, drawn, trained.config, results)
+    if rows:
+        sets = [_images(args, trained, params, row) for row in rows]
+        scores += _score_samples(args, of_samples, sets, trained.dataset, results)
     for name in of_model:
-        scores.append(_score_model(args, name, trained, model, params, results))
+        variance, tolerance = args.variance or trained.variance, args.tolerance or 1e-5
+        estimator = sweep.estimator_of(name, model, variance, tolerance)
+        num = args.num or NUM_IMAGES
+        scores.append(
+            sweep.score_model(
+                estimator,
+                trained,
+                model,
+                params,
+                args.split,
+                num,
+                args.seed,
+                results,
+                args.batch_size,
+            )
+        )
     return scores
 
 
@@ -154,95 +158,27 @@ def _check(args, of_samples, of_model):
         raise ConfigError(f"{of_model[0]} is of a model, not of --images")
 
 
-def _score_samples(args, names, sweep, settings, results):
+def _score_samples(args, names, sets, dataset, results):
     """Scores of sets of images by their features."""
     metrics = [name for name in names if name in METRICS]
-    chosen = samples.network_of(metrics, args.features)
-    compares = any(METRICS[name].reads for name in metrics)
-    if args.reference is not None and not compares:
+    chosen = measures.network_of(metrics, args.features)
+    if args.reference and not any(METRICS[name].reads for name in metrics):
         raise ConfigError(f"{args.metrics}: --reference would have no effect here")
-    extractor = arguments.extractor(args, chosen, settings)
-    reference = None
-    if compares:
-        name, size = args.reference or "train", args.batch_size
-        reference = references.find(name, settings, extractor, size)
-    measures = [samples.measure_of(name, reference) for name in metrics]
-    if "memorisation" in names:
-        if settings is None:
-            raise ConfigError("memorisation is of a data set: give --config")
-        size = args.batch_size
-        folder = results.path.parent
-        measures.append(memorisation.measure_of(settings, extractor, size, folder))
-    scores = []
-    for subject in sweep:
-        scores += samples.score(subject, extractor, measures, results, args.batch_size)
-    return scores
+    extractor = arguments.extractor(args, chosen, dataset)
+    reference = args.reference or "train"
+    return sweep.score_samples(
+        names, sets, extractor, dataset, results, args.batch_size, reference
+    )
 
 
-def _sweep(args, settings) -> Iterator[tuple[str, dict | None, Model | None]]:
-    """Yields (name, config, model) of each row; for real images the name alone.
-
-    Raises:
-      ConfigError: for a sampler or a number of steps that does not fit the model.
-    """
-    if not args.sweep:
-        changed = arguments.sampling(settings, args)
-        model = build_model(changed)
-        yield f"{changed['sampler']['name']}:{len(model.timesteps) - 1}", changed, model
-        return
-    for text in args.sweep:
-        name, _, parts = text.rpartition(":")
-        if name == "data":
-            yield text, None, None
-            continue
-        sampler, _, spacing = name.partition("@")
-        for steps in parts.split(","):
-            if not (sampler and steps.isdigit()) or name.endswith("@"):
-                raise ConfigError(f"--sweep {text}: give NAME:STEPS, as in ddim:10,20")
-            one = {**vars(args), "sampler": sampler, "steps": int(steps)}
-            one["timesteps"] = spacing or args.timesteps
-            changed = arguments.sampling(settings, argparse.Namespace(**one))
-            yield f"{name}:{steps}", changed, build_model(changed)
-
-
-def _subject(args, trained, params, name, settings, model):
+def _images(args, trained, params, row):
     """The images of a row."""
-    if model is None:
-        split = name.removeprefix("data:")
-        return references.from_split(trained.config, split, args.num)
-    num = args.num or NUM_SAMPLES
-    labels = arguments.labels(args, model.num_classes, num)
-    given = complete(settings) | {"params": fingerprint(params)}
-    if model.num_classes:
-        given["classes"] = args.labels or "all in turn"
-    return image_sets.from_model(
-        name, model, params, num, args.seed, labels, model=trained.origin, **given
-    )
-
-
-def _score_model(args, name, trained, model, params, results):
-    """Bits per dimension of real images."""
-    if name == "bpd":
-        estimator = attempt(
-            name, likelihood.bpd, model, args.variance or _variance(trained.config)
-        )
-    else:
-        estimator = likelihood.ode_bpd(model, args.tolerance or 1e-5)
-    split = args.split or ("test" if datasets.has_splits(trained.config) else "train")
-    data = references.from_split(trained.config, split, args.num or NUM_IMAGES)
-    sections = complete(trained.config)
-    protocol = {name: sections[name] for name in ("schedule", "network", "loss")}
-    protocol["model"] = trained.origin
-    return likelihood.score(
-        estimator, model, params, data, args.seed, results, args.batch_size, **protocol
-    )
-
-
-def _variance(settings):
-    """The variance that the model is sampled with, or else the nearest."""
-    if settings["network"].get("learned_variance"):
-        return "learned_range"
-    return settings["sampler"].get("variance", "fixed_small")
+    if row.model is None:
+        split = row.name.removeprefix("data:")
+        return references.from_split(trained.dataset, split, args.num)
+    num, classes = args.num or NUM_SAMPLES, args.labels or "all in turn"
+    labels = arguments.labels(args, row.model.num_classes, num)
+    return sweep.images_of(row, trained, params, num, args.seed, labels, classes)
 
 
 def main(args: argparse.Namespace) -> None:

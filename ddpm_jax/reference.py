@@ -15,7 +15,8 @@ import jax
 from ddpm_jax.cli import arguments, command
 from ddpm_jax.errors import ConfigError
 from ddpm_jax.evaluation import image_sets, references
-from ddpm_jax.experiment import config, datasets
+from ddpm_jax.experiment.config import read_config
+from ddpm_jax.experiment.dataset import make_dataset, open_images
 from ddpm_jax.metrics import statistics
 
 
@@ -51,13 +52,14 @@ def main(args: argparse.Namespace) -> None:
         )
     if args.images is not None and args.split is not None:
         raise ConfigError("--split is of the data of --config, not of --images")
-    settings = config.read_config(args.config, args.overrides) if args.config else None
-    if settings is not None:
-        subject = references.from_split(settings, args.split or "train", args.num)
+    dataset = None
+    if args.config is not None:
+        dataset = make_dataset(read_config(args.config, args.overrides))
+        subject = references.from_split(dataset, args.split or "train", args.num)
     else:
-        found = datasets.open_images(args.images)
+        found = open_images(args.images)
         subject = image_sets.from_source("images", found, args.num)
-    extractor = arguments.extractor(args, args.features or "inception", settings)
+    extractor = arguments.extractor(args, args.features or "inception", dataset)
     made = references.statistics_of(
         subject, extractor, args.batch_size, args.num_features
     )

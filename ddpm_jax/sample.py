@@ -22,10 +22,8 @@ from ddpm_jax.data.base import digest
 from ddpm_jax.diffusion import inverse
 from ddpm_jax.distributed import multihost
 from ddpm_jax.errors import ConfigError
-from ddpm_jax.experiment.model import build_model, complete
 from ddpm_jax.metrics.features.base import fingerprint
-from ddpm_jax.sampling import pictures as drawings
-from ddpm_jax.sampling import tasks
+from ddpm_jax.sampling import pictures, tasks
 from ddpm_jax.sampling.draw import sample_keys
 from ddpm_jax.sampling.pictures import Drawn, Order
 from ddpm_jax.sampling.tasks import Task
@@ -101,9 +99,8 @@ def order(args: argparse.Namespace) -> Order:
     """
     _check(args)
     trained = arguments.trained(args)
-    _tell_nothing(args, trained.config)
-    settings = arguments.sampling(trained.config, args)
-    model = build_model(settings)
+    _tell_nothing(args, trained)
+    model = trained.model(arguments.sampling(args))
     watched = bool(args.gif or args.trajectory)
     shown = watched or Path(args.out).suffix.lower() != ".npz"
     if shown and model.image_shape[2] not in images.CHANNELS:
@@ -122,11 +119,11 @@ def order(args: argparse.Namespace) -> Order:
     draw_fn = tasks.make_draw(model, task, watched)
 
     def draw(*given):
-        pictures, steps = draw_fn(*given)
-        return Drawn(pictures, *(steps or ()))
+        drawn, steps = draw_fn(*given)
+        return Drawn(drawn, *(steps or ()))
 
     keys = sample_keys(args.seed, args.num)
-    protocol = complete(settings) | _way(args)
+    protocol = model.protocol() | _way(args)
     protocol["params"] = fingerprint(params)
     if "classes" in trained.origin:
         protocol["classes"] = trained.origin["classes"]
@@ -162,13 +159,12 @@ def _check(args):
             raise ConfigError(f"--{name} belongs to --{owner}")
 
 
-def _tell_nothing(args, settings):
+def _tell_nothing(args, trained):
     """Edits of pictures whose class is not given do without one."""
-    network = settings.get("network", {})
-    pictures = args.init or args.inpaint
-    if not (pictures and network.get("num_classes") and args.labels is None):
+    given = args.init or args.inpaint
+    if not (given and trained.num_classes and args.labels is None):
         return
-    if not network.get("label_dropout"):
+    if not trained.has_null:
         raise ConfigError("--labels: this model must be told what the pictures show")
     if args.guidance_scale is None:
         args.guidance_scale = 0.0
@@ -183,8 +179,8 @@ def _edit(args, model) -> Task:
         return tasks.interpolate(model, args.num, args.interpolate, noises)
 
     def read(paths, shape, fit=True):
-        pictures = tasks.read(paths, shape, fit)
-        return pictures[np.arange(args.num) % len(pictures)]
+        given = tasks.read(paths, shape, fit)
+        return given[np.arange(args.num) % len(given)]
 
     if args.inpaint:
         mask = tasks.read_mask(args.mask, args.inpaint, model.image_shape)
@@ -208,15 +204,15 @@ def _edit(args, model) -> Task:
             raise ConfigError("--colourise needs a model of colour images")
         grey = read(args.init, (height, width, 1))
         return tasks.restore(model, grey, inverse.grey())
-    pictures = read(args.init, model.image_shape)
+    given = read(args.init, model.image_shape)
     if args.denoise is not None:
         std = args.denoise
         if std is True:
-            std = tasks.noise_of(pictures[: len(args.init)])
+            std = tasks.noise_of(given[: len(args.init)])
         print(f"taking off noise of standard deviation {std:.1f} (of 255)")
-        return tasks.denoise(model, pictures, std)
+        return tasks.denoise(model, given, std)
     strength = STRENGTH if args.strength is None else args.strength
-    return tasks.img2img(model, pictures, strength)
+    return tasks.img2img(model, given, strength)
 
 
 def _labels(args, model):
@@ -229,11 +225,11 @@ def _labels(args, model):
 def main(args: argparse.Namespace) -> None:
     """Draws samples and writes them."""
     with multihost.error_barrier():
-        multihost.on_primary(lambda: drawings.check_out(args))
+        multihost.on_primary(lambda: pictures.check_out(args))
     wanted = order(args)
     with command.resumable():
         at_once = Path(args.out).suffix or args.gif or args.trajectory
-        (drawings.draw if at_once else drawings.fill)(args, wanted)
+        (pictures.draw if at_once else pictures.fill)(args, wanted)
     if jax.process_index() == 0:
         print(f"wrote {args.num} images to {args.out}")
 

@@ -98,12 +98,11 @@ def lowered(devices):
     """The pieces, by name."""
     settings = config.read_config(CONFIG, STEP)
     built = build.build(settings)
-    options = build.train_options(settings)
     attention = layers.Attention(1, GROUPS, EPS, "float32")
     yield "half a ResBlock", block(HalfResBlock(), devices)
     yield "attention", block(attention, devices)
     yield "optimizer", optimizer(devices)
-    yield "training step", worker.lower_training(built, options, 64, devices)
+    yield "training step", worker.lower_training(built, devices)
     yield "sampler", worker.lower_sampling(built.model, 64, devices)
 
 

@@ -27,14 +27,11 @@ install_import_hook(["ddpm_jax.diffusion", "ddpm_jax.networks"], "beartype.beart
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-import sharing  # noqa: E402, after the hook
-
 from ddpm_jax.cli import command  # noqa: E402
 
 command._join = lambda args: (
     None
 )  # JAX is in use here: it is too late to join processes
-sharing.share()
 command.collect_rarely()
 
 # Of the files that take longest, by their CPU seconds: with two workers nobody waits at

@@ -14,8 +14,6 @@ import os
 import sys
 from pathlib import Path
 
-import sharing
-
 from ddpm_jax.cli import command as cli
 from ddpm_jax.distributed import multihost
 
@@ -37,7 +35,6 @@ if __name__ == "__main__":
     folder, coordinator, num, index = Path(sys.argv[1]), *sys.argv[2:]
     multihost.initialize(coordinator, int(num), int(index))
     cli._join = lambda args: None
-    sharing.share()
     multihost.exit_now = sys.exit  # the next command is for all of them, too
     commands = json.loads((folder / "commands.json").read_text())
     said = [run(places[int(index)], *command) for places, *command in commands]

@@ -10,7 +10,7 @@ from PIL import Image
 
 from ddpm_jax.data.batches import Feed, make_batch_fn, prefetch
 from ddpm_jax.errors import ConfigError
-from ddpm_jax.experiment import datasets
+from ddpm_jax.experiment import dataset
 
 
 class Numbered:
@@ -313,15 +313,15 @@ DATA = {"name": "digits", "batch_size": 16}
 
 
 def feed_of(**data):
-    return datasets.make_feed({"image_shape": (8, 8, 1), "data": {**DATA, **data}})
+    return dataset.Dataset({**DATA, **data}, (8, 8, 1)).feed()
 
 
 def test_batches_ahead_take_a_bounded_memory():
     feed = feed_of()
     assert feed.depth == 8 and 4 <= feed.num_workers <= 16
     assert feed_of(prefetch=50, num_workers=3)[2:4] == (3, 50)
-    assert datasets._ahead(300_000_000)["depth"] == 3
-    assert datasets._ahead(5_000_000_000)["depth"] == 1
+    assert dataset._ahead(300_000_000)["depth"] == 3
+    assert dataset._ahead(5_000_000_000)["depth"] == 1
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import random_params
+from tiny import fit, random_params
 
 import ddpm_jax
-from ddpm_jax import train
 from ddpm_jax.errors import ConfigError
-from ddpm_jax.experiment import build, config, datasets, remarks, run
+from ddpm_jax.experiment import build, config, dataset, remarks, run
+from ddpm_jax.experiment.options import train_options
 from ddpm_jax.sampling import draw
 
 RECIPES = sorted(str(path) for path in Path("configs").glob("*.py"))
@@ -42,7 +42,6 @@ def digits(*overrides):
 def test_every_recipe_builds(path):
     made = config.read_config(path)
     built = build.build(made)
-    build.train_options(made)
     params = jax.tree.leaves(built.abstract_state().params)
     count = sum(leaf.size for leaf in params)
     assert count == PARAMETERS.get(path, count)
@@ -71,7 +70,7 @@ def test_cifar_is_the_recipe_of_ho_et_al():
     assert made["data"]["batch_size"] == 128 and made["data"]["flip"]
     assert made["sampler"] == {"name": "ddpm", "variance": "fixed_large"}
     assert made["network"]["dropout"] == 0.1
-    options = build.train_options(made)
+    options = built.training
     assert options.num_steps == 800_000 and options.ema_decay == 0.9999
     np.testing.assert_allclose(built.learning_rate(2500), 1e-4, rtol=1e-4)
     np.testing.assert_allclose(built.learning_rate(799_999), 2e-4, rtol=1e-6)
@@ -233,15 +232,15 @@ REMARKS = {
 @pytest.mark.parametrize("changes", REMARKS)
 def test_what_is_odd_about_a_training_is_said(changes):
     made = digits(*changes.split())
-    build.build(made)
-    found = remarks.of_training(made)
+    built = build.build(made)
+    found = remarks.of_training(built)
     assert len(found) == bool(REMARKS[changes])
     assert re.search(REMARKS[changes], "".join(found)) and "\n" not in "".join(found)
 
 
 @pytest.mark.parametrize("path", RECIPES)
 def test_nothing_is_odd_about_a_recipe(path):
-    assert remarks.of_training(config.read_config(path)) == []
+    assert remarks.of_training(build.build(config.read_config(path))) == []
 
 
 CONTRADICTIONS = {
@@ -257,20 +256,23 @@ def test_what_contradicts_itself_is_not_trained(changes, tmp_path):
     """But what was trained so can still be opened."""
     made = digits(*changes.split())
     with pytest.raises(ConfigError, match=CONTRADICTIONS[changes]) as caught:
-        train.train(made, tmp_path / "r")
+        fit(made, tmp_path / "r")
     assert "\n" not in str(caught.value) and not (tmp_path / "r").exists()
     build.build(made)
 
 
 def test_channels_without_pictures_are_trained():
     assert (
-        remarks.of_training(digits("image_shape=8,8,4", "train.sample_every=0")) == []
+        remarks.of_training(
+            build.build(digits("image_shape=8,8,4", "train.sample_every=0"))
+        )
+        == []
     )
 
 
 def test_remarks_are_said_before_anything_is_read(tmp_path, capsys):
     with pytest.raises(ConfigError, match="config.data"):
-        train.train(digits("train.num_steps=5", "data.name=none"), tmp_path / "r")
+        fit(digits("train.num_steps=5", "data.name=none"), tmp_path / "r")
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("warning: optimizer.warmup_steps 100 are not over")
 
@@ -296,7 +298,7 @@ DATA_MISTAKES = {
 def test_mistakes_about_data_and_training_are_named(mistake):
     made = digits(mistake)
     with pytest.raises(ConfigError, match=DATA_MISTAKES[mistake]) as caught:
-        datasets.make_batches(made, build.train_options(made).num_microbatches)
+        dataset.make_dataset(made).feed(train_options(made).num_microbatches)
     assert "\n" not in str(caught.value)
 
 
@@ -309,7 +311,7 @@ def test_missing_data_without_a_network(tmp_path, monkeypatch):
     monkeypatch.setattr(requests.Session, "request", unreachable)
     made = config.read_config("configs/cifar.py", [f"data.data_dir={tmp_path}"])
     with pytest.raises(ConfigError, match="cifar10 is not in .* give data_dir= of"):
-        datasets.make_batches(made, build.train_options(made).num_microbatches)
+        dataset.make_dataset(made).feed(train_options(made).num_microbatches)
 
 
 def test_labels_of_samples():

@@ -15,7 +15,7 @@ from ddpm_jax.data.folders import image_shape_of
 from ddpm_jax.errors import ConfigError
 from ddpm_jax.evaluation import extractors as networks
 from ddpm_jax.evaluation import measures
-from ddpm_jax.experiment import datasets
+from ddpm_jax.experiment import dataset
 from ddpm_jax.metrics import by_name, frechet, kernel, statistics
 from ddpm_jax.metrics.by_name import METRICS
 from ddpm_jax.metrics.features import base, classifier, inception, inception_weights
@@ -340,8 +340,8 @@ def open_trained(tmp_path, monkeypatch):
     def open_it(**arrays):
         np.savez(tmp_path / "a.npz", **arrays)
         data = {"name": "arrays", "path": str(tmp_path / "a.npz")}
-        settings = {"image_shape": arrays["images"].shape[1:], "data": data}
-        return networks.open_extractor("classifier", settings)
+        shape = arrays["images"].shape[1:]
+        return networks.open_extractor("classifier", dataset.Dataset(data, shape))
 
     return open_it
 
@@ -435,7 +435,7 @@ def test_a_folder_of_images_as_they_are(tmp_path, shape, expected):
     pixels = write(tmp_path / "a.png", *shape)
     write(tmp_path / "b.png", *shape)
     (tmp_path / "notes.txt").write_text("no image")
-    source = datasets.open_images(str(tmp_path))
+    source = dataset.open_images(str(tmp_path))
     assert source.image_shape == expected and len(source) == 2
     image, label = source[0]
     pixels = pixels.reshape(*shape[:2], -1)
@@ -449,7 +449,7 @@ def test_a_folder_of_images_as_they_are(tmp_path, shape, expected):
 def test_black_and_white_and_palettes(tmp_path):
     write(tmp_path / "1" / "a.png", 4, 4, mode="1")
     write(tmp_path / "P" / "a.png", 4, 4, 3, mode="P")
-    shapes = [datasets.open_images(str(tmp_path / x)).image_shape for x in "1P"]
+    shapes = [dataset.open_images(str(tmp_path / x)).image_shape for x in "1P"]
     assert shapes == [(4, 4, 1), (4, 4, 3)]
 
 
@@ -458,7 +458,7 @@ def test_images_that_are_to_be_turned_keep_all_their_pixels(tmp_path):
     turned[0x0112] = 6  # by a quarter
     pixels = np.arange(24, dtype=np.uint8).reshape(4, 6)
     Image.fromarray(pixels).save(tmp_path / "a.png", exif=turned)
-    source = datasets.open_images(str(tmp_path))
+    source = dataset.open_images(str(tmp_path))
     assert source.image_shape == (6, 4, 1)
     np.testing.assert_array_equal(source[0][0][..., 0], np.rot90(pixels, -1))
 
@@ -504,7 +504,7 @@ def test_a_machine_that_fails_is_not_blamed_on_a_picture(tmp_path, monkeypatch):
 def test_folders_that_cannot_be_scored(tmp_path, fill, message):
     fill(tmp_path)
     with pytest.raises(ConfigError, match=f"^--images: .*{message}"):
-        datasets.open_images(str(tmp_path))
+        dataset.open_images(str(tmp_path))
 
 
 @pytest.mark.parametrize("arrays, message", [
@@ -520,13 +520,13 @@ def test_files_that_cannot_be_scored(tmp_path, arrays, message):
     elif arrays is not None:
         np.savez(path, **arrays)
     with pytest.raises(ConfigError, match=f"^--images: .*{message}"):
-        datasets.open_images(str(path))
+        dataset.open_images(str(path))
 
 
 def test_a_file_of_images_as_they_are(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (5, 6, 9), np.uint8)
     np.savez(tmp_path / "a.npz", arr_0=images, arr_1=np.array([0, 2, 1, 0, 2]))
-    source = datasets.open_images(str(tmp_path / "a.npz"))
+    source = dataset.open_images(str(tmp_path / "a.npz"))
     assert source.image_shape == (6, 9, 1) and source.num_classes == 3
     np.testing.assert_array_equal(source[3][0][..., 0], images[3])
 
@@ -562,5 +562,5 @@ def test_labels_of_any_source(tmp_path):
         np.testing.assert_array_equal(found, expected)
     for name in ("cat/a.png", "dog/a.png", "dog/b.png"):
         write(tmp_path / name, 2, 2)
-    folder = datasets.open_images(str(tmp_path))
+    folder = dataset.open_images(str(tmp_path))
     np.testing.assert_array_equal(labels_of(folder, np.array([2, 0])), [1, 0])

@@ -49,6 +49,6 @@ def test_several_processes_with_accelerators_take_several_steps_a_call(
     monkeypatch.setattr(jax, "process_count", lambda: processes)
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     settings = tiny()
-    options = build.train_options(settings)._replace(steps_per_call=given)
     built = build.build(settings)
-    assert train._with_calls(options, built, 16).steps_per_call == expected
+    built = built._replace(training=built.training._replace(steps_per_call=given))
+    assert train._with_calls(built).steps_per_call == expected

@@ -21,7 +21,7 @@ from ddpm_jax.data.base import ArraySource
 from ddpm_jax.distributed import devices
 from ddpm_jax.errors import ConfigError
 from ddpm_jax.evaluation import image_sets, references, report, results
-from ddpm_jax.experiment import datasets
+from ddpm_jax.experiment import dataset
 from ddpm_jax.experiment import run as runs
 from ddpm_jax.experiment.build import build
 from ddpm_jax.metrics import frechet, kernel
@@ -136,7 +136,7 @@ def test_what_is_done_is_not_done_again(workdir, tmp_path, monkeypatch):
 
         return subject._replace(draw=draw)
 
-    monkeypatch.setattr(image_sets, "of_model", counted)
+    monkeypatch.setattr(image_sets, "from_model", counted)
     with pytest.raises(KeyboardInterrupt):
         call(evaluate, *given, "--out", parts)
     assert not parts.exists() and sum(calls) == 48
@@ -242,7 +242,7 @@ def test_folders_are_of_the_classes_that_they_are_named_by(tmp_path):
         (tmp_path / "data" / old).rename(tmp_path / "data" / new)
     data = {"name": "folder", "path": str(tmp_path / "data"), "batch_size": 2}
     config = tiny(f"data={data}", "network.num_classes=3")
-    read = lambda name, *given: datasets.open_images(tmp_path / name, *given).labels
+    read = lambda name, *given: dataset.open_images(tmp_path / name, *given).labels
     assert read("numbers") == read("numbers", config) == [3, 3, 5, 5]
     assert read("names", config) == [1, 1, 2, 2]  # bird before dog
     (tmp_path / "names" / "dog").rename(tmp_path / "names" / "wolf")
@@ -256,10 +256,10 @@ def test_images_of_several_sizes_are_counted(tmp_path):
     with pytest.raises(
         ConfigError, match="of 2 sizes .3 of 8x8, 1 of 16x8.: bring all"
     ):
-        datasets.open_images(tmp_path)
+        dataset.open_images(tmp_path)
     (tmp_path / "3.png").unlink()
     images.save_png(tmp_path / "grey.png", np.zeros((8, 8, 1), np.uint8))
-    assert datasets.open_images(tmp_path).image_shape == (8, 8, 3)
+    assert dataset.open_images(tmp_path).image_shape == (8, 8, 3)
 
 
 def test_memorisation(tmp_path):

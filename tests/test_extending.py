@@ -7,10 +7,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from tiny import call, random_params
+from tiny import call, fit, random_params
 
 import ddpm_jax
-from ddpm_jax import evaluate, sample, train
+from ddpm_jax import evaluate, sample
 from ddpm_jax.errors import ConfigError
 from ddpm_jax.experiment import build, config, init_from, load, registry
 from ddpm_jax.experiment import run as runs
@@ -42,7 +42,7 @@ def mine(tmp_path, monkeypatch):
 
 
 def trained(workdir="runs/mine"):
-    train.train(config.read_config(RECIPE, OVERRIDES), workdir)
+    fit(config.read_config(RECIPE, OVERRIDES), workdir)
     return workdir
 
 
@@ -81,9 +81,9 @@ def test_a_run_begins_from_one_of_the_same_network(mine):
     trained()
 
     def begin(*changes):
-        made = config.read_config(RECIPE, [*OVERRIDES, *changes])
-        key = jax.random.key(0)
-        return init_from.initial_params("runs/mine", made, build.build(made), key)
+        changes = [*OVERRIDES, *changes, "init_from=runs/mine"]
+        made = config.read_config(RECIPE, changes)
+        return init_from.initial_params(build.build(made))
 
     for ours, theirs in zip(
         jax.tree.leaves(begin().params),

@@ -17,15 +17,16 @@ import numpy as np
 import pytest
 from jobs import SMALL, environment, final_state, training
 from PIL import Image
-from tiny import call
+from tiny import call, fit
 
 from ddpm_jax import sample, train
 from ddpm_jax.data import records as tfds
 from ddpm_jax.data.base import gather
 from ddpm_jax.data.folders import folder
 from ddpm_jax.errors import ConfigError
-from ddpm_jax.experiment import config, datasets, load
+from ddpm_jax.experiment import config, dataset, load
 from ddpm_jax.sampling import pictures as drawings
+from ddpm_jax.training import loop
 from ddpm_jax.training.checkpoints import Checkpoints
 from ddpm_jax.training.meter import DivergedError
 from ddpm_jax.training.step import TrainState
@@ -44,7 +45,7 @@ def assert_same(a, b):
 def of_six(tmp_path_factory):
     """A run of six steps, with checkpoints of 2, 4 and 6."""
     workdir = tmp_path_factory.mktemp("runs") / "digits"
-    assert train.train(small(), workdir) == 0
+    assert fit(small(), workdir) == 0
     return workdir
 
 
@@ -136,7 +137,7 @@ def largest_file(folder):
 
 def test_the_checkpoint_before_a_damaged_one_is_used(of_six, workdir, capsys):
     truncated(largest_file(workdir / "checkpoints" / "00000006"))
-    assert train.train(small(), workdir) == 0
+    assert fit(small(), workdir) == 0
     said = capsys.readouterr().out
     assert re.search(
         "going on from step 4 in .*; the checkpoint of step 6 .* is dam", said
@@ -149,7 +150,7 @@ def test_a_run_is_not_begun_anew_where_no_checkpoint_can_be_read(workdir):
     for step in (2, 4, 6):
         truncated(largest_file(workdir / "checkpoints" / f"{step:08}"))
     with pytest.raises(OSError, match="no checkpoint to go on from: .* step 2 .*dam"):
-        train.train(small(), workdir)
+        fit(small(), workdir)
     assert len([*(workdir / "checkpoints").iterdir()]) == 3
 
 
@@ -172,7 +173,7 @@ def test_a_save_that_fails_leaves_the_checkpoints_before_it(tmp_path, capsys):
         rf"error: cannot save a checkpoint in {workdir}/checkpoints \(.*there is none"
     )
     assert re.search(said, result.stderr)
-    assert train.train(small("train.num_steps=2", "train.save_every=1"), workdir) == 0
+    assert fit(small("train.num_steps=2", "train.save_every=1"), workdir) == 0
     assert "done: step 2" in capsys.readouterr().out
 
 
@@ -190,7 +191,7 @@ def test_an_image_that_is_damaged_while_training_is_named(tmp_path, monkeypatch)
         "data": data,
     }
     whole = (tmp_path / "03.png").read_bytes()
-    opened = datasets.make_feed
+    opened = dataset.Dataset.feed
 
     def damage_later(*args):
         feed = opened(*args)
@@ -198,13 +199,13 @@ def test_an_image_that_is_damaged_while_training_is_named(tmp_path, monkeypatch)
         return feed
 
     with monkeypatch.context() as context:
-        context.setattr(datasets, "make_feed", damage_later)
+        context.setattr(dataset.Dataset, "feed", damage_later)
         with pytest.raises(
             OSError, match="cannot read .*/03.png any more .*put it back"
         ):
-            train.train(settings, tmp_path / "run")
+            fit(settings, tmp_path / "run")
     (tmp_path / "03.png").write_bytes(whole)
-    assert train.train(settings, tmp_path / "run") == 0
+    assert fit(settings, tmp_path / "run") == 0
 
 
 COLUMNS = ("image", "label")
@@ -267,7 +268,7 @@ def test_a_run_knows_its_data(pictures, tmp_path, capsys):
     """They may move, but not change."""
     longer, workdir = "train.num_steps=8", tmp_path / "run"
     (pictures / "cat" / "notes.txt").touch()
-    assert train.train(of_pictures(pictures), workdir) == 0
+    assert fit(of_pictures(pictures), workdir) == 0
     said = capsys.readouterr().out
     assert "16 images, 2 classes: cat, dog; 1 file passed over: 1 .txt" in said
     call(sample, "--workdir", workdir, "--num", 2, "--out", tmp_path / "drawn")
@@ -279,31 +280,31 @@ def test_a_run_knows_its_data(pictures, tmp_path, capsys):
     shutil.copytree(moved, damaged)
     (damaged / "dog" / "3.png").unlink()
     with pytest.raises(ConfigError, match="there are 15 images, and were 16; put"):
-        train.train(of_pictures(damaged, longer), workdir)
+        fit(of_pictures(damaged, longer), workdir)
     shutil.rmtree(damaged / "cat")
     with pytest.raises(ConfigError, match="class 0 is dog, and was cat"):
-        train.train(of_pictures(damaged, longer), workdir)
-    assert train.train(of_pictures(moved, longer), workdir) == 0
+        fit(of_pictures(damaged, longer), workdir)
+    assert fit(of_pictures(moved, longer), workdir) == 0
     assert int(final_state(workdir).step) == 8
 
 
 def test_a_run_without_a_record_of_its_data_goes_on_and_gets_one(pictures, tmp_path):
     workdir = tmp_path / "run"
-    assert train.train(of_pictures(pictures), workdir) == 0
+    assert fit(of_pictures(pictures), workdir) == 0
     record = workdir / "data.json"
     written = record.read_text()
     record.unlink()
-    assert train.train(of_pictures(pictures, "train.num_steps=7"), workdir) == 0
+    assert fit(of_pictures(pictures, "train.num_steps=7"), workdir) == 0
     assert record.read_text() == written
     record.write_text("{")
     with pytest.raises(ConfigError, match="data.json is damaged .*: delete it"):
-        train.train(of_pictures(pictures, "train.num_steps=8"), workdir)
+        fit(of_pictures(pictures, "train.num_steps=8"), workdir)
     # One whose classes had other numbers before they were counted as people do.
     record.unlink()
     (pictures / "cat").rename(pictures / "10")
     (pictures / "dog").rename(pictures / "9")
     with pytest.raises(ConfigError, match="alphabetically, now they are 9, 10"):
-        train.train(of_pictures(pictures, "train.num_steps=8"), workdir)
+        fit(of_pictures(pictures, "train.num_steps=8"), workdir)
 
 
 # What comes after a step
@@ -313,9 +314,9 @@ def test_a_step_is_saved_before_its_picture_is_drawn(tmp_path, monkeypatch):
     def killed(*given):
         raise SystemExit
 
-    monkeypatch.setattr(train.beside.images, "save_png", killed)
+    monkeypatch.setattr(train.online.images, "save_png", killed)
     with pytest.raises(SystemExit):
-        train.train(small("train.sample_every=2"), tmp_path)
+        fit(small("train.sample_every=2"), tmp_path)
     assert int(final_state(tmp_path).step) == 2
 
 
@@ -325,12 +326,12 @@ def test_a_defect_beside_training_is_named(monkeypatch, processes, goes_on):
     said = Mock()
     monkeypatch.setattr(jax, "process_count", lambda: processes)
     expected = contextlib.nullcontext() if goes_on else pytest.raises(KeyError)
-    with expected, train.beside.late("picture", 3, said):
+    with expected, loop._late("picture", 3, said):
         raise KeyError("a defect")
     if goes_on:
         (line,) = said.line.call_args.args
         assert line.startswith("no picture of step 3 (KeyError: 'a defect'); training")
-    with train.beside.late("picture", 3, said):
+    with loop._late("picture", 3, said):
         raise OSError("no room")
 
 
@@ -348,7 +349,7 @@ def test_pictures_scores_and_records_that_fail_end_no_training(
     full = OSError(28, "No space left on device", "metrics.jsonl")
     monkeypatch.setattr(train.Tracker, "metrics", Mock(side_effect=full))
     settings = small("train.sample_every=2", "evaluation.every=2", "train.log_every=2")
-    assert train.train(settings, tmp_path) == 0
+    assert fit(settings, tmp_path) == 0
     said = [line for line in capsys.readouterr().out.splitlines() if "goes on" in line]
     for what, why in (
         ("record", "metrics.jsonl: No space left"),
@@ -374,7 +375,7 @@ def test_a_loss_that_is_not_finite_stops_at_once(tmp_path):
     settings = small(*DIVERGING, "train.save_every=1")
     message = r"(nan|inf) at step 2; the last checkpoint is of step 1: run again"
     with pytest.raises(DivergedError, match=message):
-        train.train(settings, tmp_path)
+        fit(settings, tmp_path)
     assert int(final_state(tmp_path).step) == 1
 
 
@@ -383,7 +384,7 @@ def test_a_bounded_number_of_such_steps_may_change_nothing(tmp_path, capsys):
     with pytest.raises(
         DivergedError, match=r"at step 4, after 2 skipped; .* of step 3"
     ):
-        train.train(settings, tmp_path)
+        fit(settings, tmp_path)
     said = capsys.readouterr().out
     assert re.search(r"step 2 changed nothing: .* is (nan|inf) \(1 of at most 2", said)
     assert re.search(r"step 3 changed nothing: .* is (nan|inf) \(2 of at most 2", said)
@@ -400,10 +401,10 @@ def test_a_bounded_number_of_such_steps_may_change_nothing(tmp_path, capsys):
 HANGING = """
 import time
 from ddpm_jax import train
-from ddpm_jax.experiment import config
-train._train_step = lambda *args: lambda *args: time.sleep(1000)
+from ddpm_jax.experiment import build, config
+train.devices.parallel_steps = lambda *args: lambda *args: time.sleep(1000)
 settings = config.read_config("configs/digits.py", {changes})
-train.train(settings, {workdir!r})
+train.train(build.build(settings), {workdir!r})
 """
 
 

@@ -7,7 +7,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from tiny import call, random_params
+from tiny import call, fit, random_params
 from tiny import tiny as larger
 
 import ddpm_jax
@@ -16,7 +16,6 @@ from ddpm_jax.data.contents import Contents
 from ddpm_jax.errors import ConfigError
 from ddpm_jax.experiment import build, config, init_from, run
 from ddpm_jax.interop.layout import leaves
-from ddpm_jax.train import train
 
 NULL = "network.label_dropout=0.1"
 KEY = jax.random.key(5)
@@ -51,12 +50,11 @@ def built(*changes):
 @functools.cache
 def new(*changes):
     """The parameters of a run from nothing."""
-    init = jax.jit(built(*changes).model.network.init, static_argnums=1)
-    return jax.device_get(init(KEY, built(*changes).model.image_shape))
+    return jax.device_get(built(*changes).model.init(built(*changes).keys[0]))
 
 
 def begin(path, *changes):
-    return init_from.initial_params(str(path), tiny(*changes), built(*changes), KEY)
+    return init_from.initial_params(built(*changes, f"init_from={path}"))
 
 
 def made(tmp_path, *changes):
@@ -83,7 +81,7 @@ def test_training_begins_from_a_model(source, published, tmp_path, capsys):
             "train.num_steps=1",
         )
         workdir = tmp_path / f"run{i}"
-        assert train(settings, workdir) == 0
+        assert fit(settings, workdir) == 0
         said = f"training in {workdir}; beginning from {copy}; new: the null class"
         assert said in capsys.readouterr().out
         trained = ddpm_jax.load(workdir).params
@@ -93,7 +91,7 @@ def test_training_begins_from_a_model(source, published, tmp_path, capsys):
                 np.testing.assert_allclose(found, leaf, atol=1e-6)
         shutil.rmtree(copy)
     more = config.override(settings, ["train.num_steps=2"])
-    assert train(more, workdir) == 0
+    assert fit(more, workdir) == 0
 
 
 def test_other_classes(source, published):
@@ -134,8 +132,7 @@ def test_classes_keep_what_they_have_under_their_names(tmp_path):
     ours = ["owl", "cat", "ant", "dog", "elk", "fox", "gnu", "pig"]
 
     def begin(names, *changes):
-        arguments = tiny(*changes), built(*changes), KEY, names
-        return init_from.initial_params(str(path), *arguments)
+        return init_from.initial_params(built(*changes, f"init_from={path}"), names)
 
     params, notes = begin(ours, *given)
     for row, was, name in zip(rows(params), fresh, ours, strict=False):
@@ -215,9 +212,8 @@ def test_another_size_of_images(tmp_path):
     run.write(tmp_path / "made", settings, there)
 
     def begin(*changes):
-        ours = config.override(settings, changes)
-        built = build.build(ours)
-        return init_from.initial_params(str(tmp_path / "made"), ours, built, KEY)
+        ours = config.override(settings, (*changes, f"init_from={tmp_path / 'made'}"))
+        return init_from.initial_params(build.build(ours))
 
     size = "image_shape was [8, 8, 1] there and is [16, 16, 1] here"
     params, notes = begin("image_shape=16,16,1", "network.attention_resolutions=8,")
@@ -266,7 +262,7 @@ def test_what_cannot_be_begun_from(source, tmp_path):
         "schedule.num_steps was 20 there and is 30 here",
     ]
     with pytest.raises(ConfigError, match="config.init_from: no file or .*nowhere"):
-        train(tiny(f"init_from={tmp_path}/nowhere"), tmp_path / "run")
+        fit(tiny(f"init_from={tmp_path}/nowhere"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     with pytest.raises(ConfigError, match="init_from must be the path"):
         tiny("init_from=3")

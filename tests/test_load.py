@@ -5,7 +5,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from tiny import call, random_params, tiny
+from tiny import call, fit, random_params, tiny
 
 import ddpm_jax
 from ddpm_jax import convert, evaluate, sample
@@ -13,7 +13,6 @@ from ddpm_jax.errors import ConfigError
 from ddpm_jax.evaluation import report
 from ddpm_jax.experiment import build, config, run
 from ddpm_jax.files import read_arrays
-from ddpm_jax.train import train
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +72,7 @@ def test_a_run_that_has_not_begun_goes_on_from_its_parameters(workdir, tmp_path)
     copy = shutil.copytree(workdir, tmp_path / "copy")
     changes = ["optimizer.learning_rate=1e-9", "train.num_steps=1"]
     settings = config.override(run.read_config(copy), changes)
-    assert train(settings, copy) == 0
+    assert fit(settings, copy) == 0
     before = ddpm_jax.load(workdir).params
     after = ddpm_jax.load(copy).params
     for x, y in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
@@ -178,7 +177,7 @@ def test_hybrid_training_lowers_the_bound(tmp_path):
     untrained = build.build(settings)
     params = jax.jit(untrained.init)(jax.random.key(0)).params
     run.write(tmp_path / "0", settings, params)
-    assert train(settings, tmp_path / "120") == 0
+    assert fit(settings, tmp_path / "120") == 0
     scores = []
     for name, step in (("0", 0), ("120", 120)):
         out = tmp_path / "scores.json"

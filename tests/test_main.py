@@ -25,8 +25,9 @@ from ddpm_jax import sample as sampling_main
 from ddpm_jax import train as training_main
 from ddpm_jax.cli import command as cli
 from ddpm_jax.errors import ConfigError
-from ddpm_jax.experiment import build, config
+from ddpm_jax.experiment import config
 from ddpm_jax.experiment import run as runs
+from ddpm_jax.experiment.options import train_options
 from ddpm_jax.files import read_arrays
 from ddpm_jax.sampling import draw
 
@@ -244,7 +245,7 @@ def test_bits_are_asked_for_before_devices_are_found(monkeypatch):
     assert os.environ["XLA_FLAGS"] == f"--of_others {training_main.DETERMINISTIC}"
     monkeypatch.setenv("XLA_FLAGS", "")
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    options = build.train_options(config.read_config(args.config, args.overrides))
+    options = train_options(config.read_config(args.config, args.overrides))
     with pytest.raises(ConfigError, match="set XLA_FLAGS=--xla_gpu_deterministic_ops"):
         training_main._check_deterministic(options)
 

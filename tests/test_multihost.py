@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jobs import SMALL, Job, final_state, run_several, training
-from tiny import call
+from tiny import call, fit
 
-from ddpm_jax import sample, train
+from ddpm_jax import sample
 from ddpm_jax.distributed import multihost
 from ddpm_jax.experiment import config
 from ddpm_jax.files import read_arrays
@@ -79,7 +79,7 @@ def test_what_two_trained_one_goes_on_with(workdir, tmp_path):
     shutil.copytree(workdir, tmp_path / "resumed")
     settings = config.read_config("configs/digits.py", (*SMALL, "train.num_steps=8"))
     for name in ("resumed", "alone"):
-        assert train.train(settings, tmp_path / name) == 0
+        assert fit(settings, tmp_path / name) == 0
     together, one = metrics(tmp_path / "resumed"), metrics(tmp_path / "alone")
     assert [record["step"] for record in together] == [*range(1, 9)]
     for a, b in zip(together, one, strict=True):

@@ -7,7 +7,7 @@ import math
 import jax
 import numpy as np
 import pytest
-from tiny import call
+from tiny import call, fit
 from tiny import tiny as of_two_levels
 
 import ddpm_jax
@@ -18,7 +18,6 @@ from ddpm_jax.experiment import config
 from ddpm_jax.experiment import run as runs
 from ddpm_jax.metrics.by_name import Value
 from ddpm_jax.metrics.features import classifier
-from ddpm_jax.train import train
 
 
 def tiny(*changes):
@@ -46,7 +45,7 @@ def test_scores_are_those_of_evaluate(tmp_path, metric):
         f"evaluation={{'every': 2, 'metric': '{metric}', 'num': 20, 'batch_size': 8}}",
         "train={'num_steps': 4, 'save_every': 9, 'sample_every': 0, 'keep': 9}",
     )
-    assert train(settings, tmp_path / "run") == 0
+    assert fit(settings, tmp_path / "run") == 0
     found = scored(tmp_path, metric)
     assert [*found] == [2, 4]
     out = tmp_path / "scores.json"
@@ -62,7 +61,7 @@ def test_the_best_checkpoint_is_kept_and_loaded(tmp_path, monkeypatch):
     scores = iter([5.0, 1.0, 3.0, math.nan, 2.0, 4.0])
     seen = []
 
-    def make_scorer(config, run, options):
+    def make_scorer(experiment):
         def score(params):
             seen.append(jax.device_get(params))  # they are donated to the next step
             return Value(next(scores), None, ("few samples",))
@@ -73,7 +72,7 @@ def test_the_best_checkpoint_is_kept_and_loaded(tmp_path, monkeypatch):
     options = "train={'num_steps': %d, 'save_every': 1, 'sample_every': 0, 'keep': 1}"
     for num_steps in (4, 6):
         settings = tiny(options % num_steps, "evaluation.every=1")
-        assert train(settings, tmp_path / "run") == 0
+        assert fit(settings, tmp_path / "run") == 0
     steps = sorted(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir())
     assert steps == [2, 6] and runs.find_step(tmp_path / "run", "best") == 2
     best = ddpm_jax.load(tmp_path / "run", step="best").params
@@ -87,16 +86,16 @@ def test_the_best_checkpoint_is_kept_and_loaded(tmp_path, monkeypatch):
 def test_scores_that_would_not_compare_are_refused(tmp_path, monkeypatch, change):
     monkeypatch.setattr(online, "make_scorer", lambda *given: lambda x: Value(1.0))
     longer = "train={'num_steps': 4, 'save_every': 1, 'sample_every': 0}"
-    assert train(tiny(), tmp_path / "run") == 0
+    assert fit(tiny(), tmp_path / "run") == 0
     settings = tiny("evaluation.every=1", longer)
-    assert train(settings, tmp_path / "run") == 0  # scores may begin on the way
+    assert fit(settings, tmp_path / "run") == 0  # scores may begin on the way
     with pytest.raises(ConfigError, match="holds a run of another config"):
-        train(config.override(settings, [change]), tmp_path / "run")
+        fit(config.override(settings, [change]), tmp_path / "run")
 
 
 def test_there_may_be_no_best(tmp_path):
     settings = tiny()
-    assert train(settings, tmp_path / "run") == 0
+    assert fit(settings, tmp_path / "run") == 0
     with pytest.raises(ConfigError, match="no checkpoint with a score in .* steps"):
         runs.find_step(tmp_path / "run", "best")
 
@@ -116,7 +115,7 @@ MISTAKES = {
 def test_mistakes_are_named_before_anything_is_written(tmp_path, change):
     settings = tiny("evaluation={'every': 1, 'metric': 'fid'}", change)
     with pytest.raises(ConfigError, match=MISTAKES[change]):
-        train(settings, tmp_path / "run")
+        fit(settings, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -124,7 +123,7 @@ def test_a_model_without_classes_has_no_accuracy(tmp_path):
     settings = tiny("evaluation={'every': 1, 'metric': 'accuracy'}")
     settings["network"] |= {"num_classes": 0, "label_dropout": 0.0}
     with pytest.raises(ConfigError, match="no classes asked for"):
-        train(settings, tmp_path / "run")
+        fit(settings, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -136,5 +135,5 @@ def test_images_without_classes_have_no_feature_network(tmp_path):
         "evaluation={'every': 1}",
     )
     with pytest.raises(ConfigError, match="no classes to train a feature network on"):
-        train(settings, tmp_path / "run")
+        fit(settings, tmp_path / "run")
     assert not (tmp_path / "run").exists()

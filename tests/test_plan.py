@@ -12,9 +12,10 @@ from tiny import tiny
 from ddpm_jax import train
 from ddpm_jax.cli import command
 from ddpm_jax.experiment import build, config, cost, plan
+from ddpm_jax.training.loop import TrainOptions
 
 TINY = tiny("network.attention_resolutions=()")
-OPTIONS = build.TrainOptions(num_steps=1000)
+OPTIONS = TrainOptions(num_steps=1000)
 PARAMETERS = 35_746_307  # of the CIFAR-10 network of Ho et al. (2020)
 
 
@@ -32,9 +33,9 @@ def conv(x, kernel, stride=1, padding="SAME"):
 
 @functools.cache
 def plan_of(*changes, batch_size=16, devices=1, num_microbatches=1):
-    settings = config.override(TINY, changes)
+    settings = config.override(TINY, (*changes, f"data.batch_size={batch_size}"))
     options = OPTIONS._replace(num_microbatches=num_microbatches)
-    return plan.plan(build.build(settings), options, batch_size, devices)
+    return plan.plan(build.build(settings)._replace(training=options), devices)
 
 
 def test_cifar():
@@ -42,8 +43,8 @@ def test_cifar():
 
     Less those of convolving doubled images, where of 9 taps 4 are taken.
     """
-    settings = config.read_config("configs/cifar.py")
-    made = plan.plan(build.build(settings), OPTIONS, 16, 8)
+    settings = config.read_config("configs/cifar.py", ["data.batch_size=16"])
+    made = plan.plan(build.build(settings)._replace(training=OPTIONS), 8)
     assert made.num_params == PARAMETERS and made.part == 2
     assert made.memory["parameters"] == made.memory["their average"] == 4 * PARAMETERS
     assert 0 < made.memory["optimizer"] - 8 * PARAMETERS <= 16

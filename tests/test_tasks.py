@@ -13,7 +13,7 @@ from ddpm_jax import sample
 from ddpm_jax.data import images
 from ddpm_jax.diffusion import editing
 from ddpm_jax.errors import ConfigError
-from ddpm_jax.experiment import build, config
+from ddpm_jax.experiment import build, config, options
 from ddpm_jax.experiment import run as runs
 from ddpm_jax.files import read_arrays
 from ddpm_jax.sampling import pictures as drawings
@@ -343,7 +343,8 @@ def test_heun_has_its_spacing_unless_another_is_asked_for(workdir):
     def sections(*given, overrides=()):
         args = parser.parse_args(["--workdir", "r", *given])
         args.overrides = [*overrides]
-        return sample.arguments.sampling(config.override(settings, overrides), args)
+        changed = config.override(settings, overrides)
+        return options.with_sampling(changed, sample.arguments.sampling(args))
 
     def timesteps(*given, overrides=()):
         return sections(*given, overrides=overrides)["timesteps"]

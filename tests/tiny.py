@@ -5,8 +5,9 @@ import argparse
 import jax
 import numpy as np
 
+from ddpm_jax import train
 from ddpm_jax.cli import command
-from ddpm_jax.experiment import config
+from ddpm_jax.experiment import build, config
 
 TINY = (
     "network.channels=8",
@@ -26,6 +27,11 @@ TINY = (
 
 def tiny(*changes):
     return config.read_config("configs/digits.py", (*TINY, *changes))
+
+
+def fit(settings, workdir):
+    """Trains as a config says."""
+    return train.train(build.build(settings), workdir)
 
 
 def random_params(built, seed=0):

@@ -2,7 +2,6 @@
 
 import argparse
 import functools
-from typing import Any
 
 import numpy as np
 
@@ -10,16 +9,13 @@ from ddpm_jax.distributed import multihost
 from ddpm_jax.errors import ConfigError
 from ddpm_jax.evaluation import extractors
 from ddpm_jax.experiment import config, load, run
+from ddpm_jax.experiment.dataset import Dataset
 from ddpm_jax.experiment.load import Trained
-from ddpm_jax.experiment.registry import choose
-from ddpm_jax.experiment.sections import call, signature
+from ddpm_jax.experiment.options import SampleOptions
+from ddpm_jax.experiment.sections import call
 from ddpm_jax.interop import openai
 from ddpm_jax.metrics.features.base import Extractor
 from ddpm_jax.sampling.draw import sample_labels
-
-# Where a sampler needs times of its own, unless others are asked for: Heun's steps must
-# not divide the noise level by much.
-SPACING = {"heun": "karras"}
 
 
 def add_model(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
@@ -106,58 +102,17 @@ def add_batch_size(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def sampling(settings: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
-    """Returns the model's config with what the arguments change in its sections.
-
-    Of another sampler or spacing than the config's, the settings go, but for overrides
-    and the number of steps.
-
-    Raises:
-      ConfigError: for an argument of another sampler.
-    """
-    name, spacing = args.sampler, args.timesteps
-    if spacing is None and "name" not in _overridden(args, "timesteps"):
-        asked = name
-        if name is None and "name" in _overridden(args, "sampler"):
-            asked = settings["sampler"]["name"]
-        spacing = SPACING.get(asked)
-    settings = _renamed(settings, args, "sampler", name)
-    settings = _renamed(settings, args, "timesteps", spacing, keep=("num_steps",))
-    sampler = {"eta": args.eta, "variance": args.variance}
-    taken = signature(choose(settings, "sampler")).parameters
-    for key, value in sampler.items():
-        if value is not None and key not in taken:
-            called = settings["sampler"]["name"]
-            raise ConfigError(f"--{key} does not belong to the sampler {called}")
-    changes = {
-        "sampler": sampler,
-        "timesteps": {"num_steps": args.steps},
-        "denoiser": {"guidance_scale": args.guidance_scale},
-    }
-    for section, values in changes.items():
-        given = {key: value for key, value in values.items() if value is not None}
-        settings = {**settings, section: settings.get(section, {}) | given}
-    return settings
-
-
-def _renamed(settings, args, section, name, keep=()):
-    """The config with a section under another name, if one was asked for."""
-    current, asked = settings.get(section, {}), _overridden(args, section)
-    if name in (None, current.get("name")) and "name" not in asked:
-        return {**settings, section: current}
-    if "" in asked:  # the section was given whole
-        asked, keep = {*current}, ()
-    name = current.get("name") if name is None else name
-    if name == "custom":  # which counts its steps itself
-        keep = ()
-    kept = {key: current[key] for key in current if key in asked or key in keep}
-    return {**settings, section: {**kept, "name": name}}
-
-
-def _overridden(args, section) -> set[str]:
-    """The keys of a section that --config.SECTION.KEY gives; "" for all of it."""
-    paths = (text.partition("=")[0].partition(".") for text in args.overrides)
-    return {key for first, _, key in paths if first == section}
+def sampling(args: argparse.Namespace) -> SampleOptions:
+    """Returns how the arguments say to draw otherwise than the model's config."""
+    return SampleOptions(
+        args.sampler,
+        args.timesteps,
+        args.steps,
+        args.eta,
+        args.variance,
+        args.guidance_scale,
+        [text.partition("=")[0] for text in args.overrides],
+    )
 
 
 def labels(args: argparse.Namespace, num_classes: int, num: int) -> np.ndarray | None:
@@ -193,9 +148,9 @@ def add_features(parser: argparse.ArgumentParser) -> None:
 
 
 def extractor(
-    args: argparse.Namespace, name: str, settings: dict[str, Any] | None
+    args: argparse.Namespace, name: str, dataset: Dataset | None
 ) -> Extractor:
-    """Opens the feature network of that name, for the images of a config.
+    """Opens the feature network of that name, for such images.
 
     Raises:
       ConfigError: see `extractors.open_extractor`; and for those of another network.
@@ -205,7 +160,7 @@ def extractor(
         if name != "inception" and getattr(args, key) is not None:
             raise ConfigError(f"--{key} belongs to the features inception, not {name}")
     given = args.inception, args.convention or "tf"
-    return extractors.open_extractor(name, settings, *given)
+    return extractors.open_extractor(name, dataset, *given)
 
 
 def _step(text):

@@ -6,15 +6,14 @@ whichever takes longer. Neither was measured on a chip.
 """
 
 import sys
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ddpm_jax.compiled import breakdown, programs, topologies
 from ddpm_jax.compiled.programs import Compiled
 from ddpm_jax.compiled.topologies import Topology
 from ddpm_jax.errors import ConfigError
-from ddpm_jax.experiment import build as experiments
-from ddpm_jax.experiment import plan as plans
-from ddpm_jax.experiment.plan import Plan
+from ddpm_jax.experiment.build import Experiment
+from ddpm_jax.experiment.plan import Plan, cannot_share, table, with_lighter
 
 NUM_SAMPLES = 50_000  # what FID takes
 FEW = 8  # images: below, the compiler makes a batch of strips of them
@@ -47,11 +46,11 @@ class Times(NamedTuple):
         return self.operations + self.exchange
 
 
-def describe(settings: dict[str, Any], name: str, by_module: bool = False) -> str:
-    """Compiles a config for a topology, and returns what it takes as a table.
+def describe(experiment: Experiment, name: str, by_module: bool = False) -> str:
+    """Compiles a training for a topology, and returns what it takes as a table.
 
     Args:
-      settings: the config.
+      experiment: what is trained.
       name: of the topology, as `topologies.parse` reads it.
       by_module: whether to tell where the time of a step goes.
 
@@ -59,17 +58,17 @@ def describe(settings: dict[str, Any], name: str, by_module: bool = False) -> st
       ConfigError: one line that says what to mend, or what to install.
     """
     topology = topologies.parse(name)
-    needed = topologies.missing(topology) or plans.cannot_share(
-        plans.batch_size_of(settings),
+    needed = topologies.missing(topology) or cannot_share(
+        experiment.dataset.batch_size,
         topology.num_devices,
-        experiments.train_options(settings).num_microbatches,
+        experiment.training.num_microbatches,
     )
     if needed:
         raise ConfigError(needed)
-    plan, lighter = plans.with_lighter(
-        settings, topology.num_devices, topology.chip.memory
+    plan, lighter = with_lighter(experiment, topology.num_devices, topology.chip.memory)
+    made = programs.ask(
+        experiment.config, topology, lambda said: print(said, file=sys.stderr)
     )
-    made = programs.ask(settings, topology, lambda said: print(said, file=sys.stderr))
     said = report(topology, plan, made["training"], made["sampling"], lighter)
     if by_module and made["training"].refused is None:
         said = f"{said}\n\n{breakdown.by_module(made['training'])}"
@@ -138,7 +137,7 @@ def report(
         )
     if not (training.lengths_known and sampling.lengths_known):
         notes.append("A loop of unknown length counts as one turn.")
-    return "\n".join([plans.table(rows), *notes])
+    return "\n".join([table(rows), *notes])
 
 
 def _memory(topology, plan, training, lighter):

@@ -108,12 +108,12 @@ def read(program, seconds: float) -> Compiled:
 
 
 def ask(
-    settings: dict[str, Any], topology: Topology, tell: Callable[[str], None]
+    request: dict[str, Any], topology: Topology, tell: Callable[[str], None]
 ) -> dict[str, Compiled]:
     """Compiles the training step and the sampler of a config, in another process.
 
     Args:
-      settings: the config.
+      request: the config, which goes to that process whole.
       topology: the devices, of which none need be here.
       tell: called with what goes on.
 
@@ -137,7 +137,7 @@ def ask(
             env=environment,
         )
         with process:
-            process.stdin.write(json.dumps([settings, topology.name]))
+            process.stdin.write(json.dumps([request, topology.name]))
             process.stdin.close()
             said = {}
             for line in process.stdout:

@@ -2,7 +2,6 @@
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -10,11 +9,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from ddpm_jax import files
-from ddpm_jax.data.base import gather
+from ddpm_jax.data.base import gather, in_memory
 from ddpm_jax.distributed import multihost
 from ddpm_jax.errors import ConfigError, unknown
-from ddpm_jax.evaluation import references
 from ddpm_jax.experiment import code
+from ddpm_jax.experiment.dataset import Dataset
 from ddpm_jax.experiment.sections import attempt
 from ddpm_jax.files import atomic_write
 from ddpm_jax.metrics.features import base, classifier
@@ -27,19 +26,19 @@ NAMES = ("inception", "classifier", "pixels", "FILE.py:FUNCTION")
 
 def open_extractor(
     name: str,
-    config: dict[str, Any] | None,
+    dataset: Dataset | None,
     weights: str | None = None,
     convention: str = "tf",
 ) -> Extractor:
     """Opens a feature network.
 
     Args:
-      name: "inception"; "classifier", trained on the config's own images the first
-        time; "pixels"; or "file.py:function" or "package.module:function", of a
-        function image_shape -> (params, apply), with apply(params, uint8 images [batch,
-        height, width, channels]) -> features [batch, dim]. A file alone means its
-        function make_features.
-      config: whose images it is for.
+      name: "inception"; "classifier", trained on these images the first time;
+        "pixels"; or "file.py:function" or "package.module:function", of a function
+        image_shape -> (params, apply), with apply(params, uint8 images [batch, height,
+        width, channels]) -> features [batch, dim]. A file alone means its function
+        make_features.
+      dataset: the images that it is for.
       weights: the file of the Inception network's.
       convention: how images come to its size (see `metrics.features.resize`).
 
@@ -55,18 +54,18 @@ def open_extractor(
     if name == "pixels":
         return base.pixels()
     if name == "classifier":
-        return base.classifier(multihost.broadcast(_trained(config)))
+        return base.classifier(multihost.broadcast(_trained(dataset)))
     name = f"{name}:make_features" if name.endswith(".py") else name
     if ":" not in name:
         raise ConfigError(f"--features {name}: {unknown('network', name, NAMES)}")
-    return _of_others(name, config)
+    return _of_others(name, dataset)
 
 
-def _trained(config):
-    """The parameters of a classifier of the config's images, made or of the cache."""
-    if config is None:
+def _trained(dataset):
+    """The parameters of a classifier of these images, made or of the cache."""
+    if dataset is None:
         raise ConfigError("the classifier is trained on a data set: give --config")
-    source = references.images_of(config, "train")
+    source = in_memory(dataset.open("train"))
     if source.num_classes < 2:
         raise ConfigError(
             "these images have no classes to train a feature network on: give "
@@ -86,10 +85,10 @@ def _trained(config):
         return params
 
 
-def _of_others(name, config):
-    if config is None:
+def _of_others(name, dataset):
+    if dataset is None:
         raise ConfigError(f"--features {name} needs the size of images: give --config")
-    params, function = code.named(name)(tuple(config["image_shape"]))
+    params, function = code.named(name)(dataset.image_shape)
     place, _, function_name = name.rpartition(":")
     short = Path(place).stem
     if function_name != "make_features":

@@ -8,6 +8,7 @@ import numpy as np
 from ddpm_jax.data import images
 from ddpm_jax.evaluation import plots, references
 from ddpm_jax.evaluation.measures import Measure
+from ddpm_jax.experiment.dataset import Dataset
 from ddpm_jax.metrics import memorisation
 from ddpm_jax.metrics.by_name import Value
 from ddpm_jax.metrics.features.base import Extractor
@@ -16,11 +17,13 @@ from ddpm_jax.sampling.partial import key_of
 NUM_PAIRS = 24
 
 
-def measure_of(config, extractor: Extractor, batch_size: int, folder: Path) -> Measure:
+def measure_of(
+    dataset: Dataset, extractor: Extractor, batch_size: int, folder: Path
+) -> Measure:
     """Returns how samples are compared with training and with test images.
 
     Args:
-      config: whose images; they must have the splits "train" and "test".
+      dataset: the images; they must have the splits "train" and "test".
       extractor: in whose features what is near lies near.
       batch_size: images at a time, on each device.
       folder: where the nearest pairs and the distances are drawn.
@@ -28,7 +31,7 @@ def measure_of(config, extractor: Extractor, batch_size: int, folder: Path) -> M
     Raises:
       ConfigError: if the images have no such splits.
     """
-    sets = {split: references.from_split(config, split) for split in ("train", "test")}
+    sets = {split: references.from_split(dataset, split) for split in ("train", "test")}
     train, test = (
         references.statistics_of(subject, extractor, batch_size, num_kept=subject.num)
         for subject in sets.values()

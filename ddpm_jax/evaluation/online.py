@@ -1,61 +1,24 @@
-"""Scores while training, by which the best checkpoint is kept."""
+"""Beside training's steps: pictures, and scores by which checkpoints are kept."""
 
+import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
-from ddpm_jax.errors import ConfigError, unknown
+from ddpm_jax.data import images
+from ddpm_jax.distributed import devices, multihost
+from ddpm_jax.errors import ConfigError
 from ddpm_jax.evaluation import extractors, image_sets, measures, references
-from ddpm_jax.experiment.model import Model
-from ddpm_jax.experiment.sections import attempt, call
-from ddpm_jax.metrics.by_name import METRICS, Value, check
-from ddpm_jax.sampling.draw import sample_labels
-
-# How a score counts: the larger, the better, after this factor.
-SIGNS = {"fid": -1, "sfid": -1, "kid": -1, "fd": -1, "is": 1, "accuracy": 1}
-
-
-class Options(NamedTuple):
-    """The section `evaluation` of a config.
-
-    Attributes:
-      every: steps between scores, 0 for none.
-      metric: "fid", "sfid", "kid", "fd", "is" or "accuracy".
-      num: how many samples are scored.
-      batch_size: samples at a time, on each device.
-      inception: the file of the Inception network's weights, or None for those in the
-        cache.
-      convention: how images come to its size (see `metrics.features.resize`).
-    """
-
-    every: int = 0
-    metric: str = "fd"
-    num: int = 2048
-    batch_size: int = 256
-    inception: str | None = None
-    convention: str = "tf"
+from ddpm_jax.experiment.build import Experiment
+from ddpm_jax.experiment.sections import attempt
+from ddpm_jax.metrics.by_name import METRICS, SIGNS, Value, check
+from ddpm_jax.sampling.draw import sample_keys, sample_labels
+from ddpm_jax.training.loop import Callback
+from ddpm_jax.training.trackers import Tracker
 
 
-def options_of(config: dict[str, Any]) -> Options:
-    """Reads the section `evaluation`.
-
-    Raises:
-      ConfigError: for a key that does not exist, or a value that makes no sense.
-    """
-    options = call(config.get("evaluation", {}), "evaluation", Options)
-    if options.metric not in SIGNS:
-        raise ConfigError(
-            f"config.evaluation: {unknown('metric', options.metric, SIGNS)}"
-        )
-    for name, least in (("every", 0), ("num", 2), ("batch_size", 1)):
-        if getattr(options, name) < least:
-            raise ConfigError(f"config.evaluation.{name} must be {least} or more")
-    return options
-
-
-def make_scorer(
-    config: dict[str, Any], model: Model, options: Options
-) -> Callable[[Any], Value]:
+def make_scorer(experiment: Experiment) -> Callable[[Any], Value]:
     """Makes the function from parameters to their score, with the config's sampler.
 
     The feature network and the reference, the training images, are made or found here.
@@ -63,30 +26,30 @@ def make_scorer(
     Raises:
       ConfigError: if the images cannot be scored by this metric.
     """
+    model, options = experiment.model, experiment.scoring
+    dataset, size = experiment.dataset, options.batch_size
     network = measures.network_of([options.metric], None)
     try:
         extractor = extractors.open_extractor(
-            network, config, options.inception, options.convention
+            network, dataset, options.inception, options.convention
         )
     except OSError as error:  # which says what to do in the words of `evaluate`
         text = str(error).replace("--inception FILE", "config.evaluation.inception")
         text = text.replace("--metrics fd", "config.evaluation.metric=fd")
         raise ConfigError(text) from error
-    reference = None
-    if METRICS[options.metric].reads:
-        size = options.batch_size
-        reference = references.find("train", config, extractor, size)
-    metric = METRICS[options.metric]
+    metric, reference = METRICS[options.metric], None
+    if metric.reads:
+        reference = references.find("train", dataset, extractor, size)
     labels = sample_labels(model.num_classes, options.num)
     protocol = {"features": extractor.protocol, "image_shape": [*model.image_shape]}
     attempt("evaluation", check, metric, protocol, labels, reference)
 
     def score(params) -> Value:
-        subject = image_sets.from_model(
+        drawn = image_sets.from_model(
             "scoring", model, params, options.num, labels=labels
         )
         try:
-            generated = image_sets.measure(subject, extractor, options.batch_size)
+            generated = image_sets.measure(drawn, extractor, size)
             return metric.score(generated, reference, labels)[0]
         except ValueError as error:  # features that are not finite
             raise ConfigError(f"{options.metric}: {error}") from error
@@ -94,8 +57,55 @@ def make_scorer(
     return score
 
 
+def scores(
+    experiment: Experiment, score: Callable[[Any], Value], tracker: Tracker
+) -> Callback:
+    """Makes what scores the averaged parameters, and records the score.
+
+    Args:
+      experiment: whose section `evaluation` says how often.
+      score: of `make_scorer`.
+      tracker: where it is recorded.
+    """
+    metric = experiment.scoring.metric
+
+    @functools.cache
+    def warn_once(text):
+        tracker.line(text)
+
+    def call(step, state):
+        value = score(state.ema_params)
+        tracker.metrics(step, {metric: value.value})
+        for warning in value.warnings:
+            warn_once(f"{metric} of {warning}")
+        return records(metric, value)
+
+    return Callback("score", experiment.scoring.every, call, of_checkpoint=True)
+
+
 def records(metric: str, value: Value) -> dict[str, float] | None:
     """Returns what a checkpoint keeps of a score; None where it is not finite."""
     if not math.isfinite(value.value):
         return None
     return {metric: value.value, "rank": SIGNS[metric] * value.value}
+
+
+def pictures(experiment: Experiment, workdir: Path, tracker: Tracker) -> Callback:
+    """Makes what draws samples of the averaged parameters into a grid.
+
+    Args:
+      experiment: whose section `train` says how many, and how often.
+      workdir: the folder of the run.
+      tracker: where the grid is recorded, too.
+    """
+    model, num = experiment.model, experiment.training.num_samples
+    draw = devices.parallel_map(model.picture_fn, num)
+    keys, labels = sample_keys(0, num), sample_labels(model.num_classes, num)
+
+    def call(step, state):
+        picture = images.grid(draw(state.ema_params, keys, labels))
+        path = workdir / "samples" / f"step_{step:08}.png"
+        multihost.on_primary(lambda: images.save_png(path, picture))
+        tracker.picture(step, "samples", picture)
+
+    return Callback("picture", experiment.training.sample_every, call)

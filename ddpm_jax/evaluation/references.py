@@ -1,17 +1,16 @@
 """Statistics of real images, made once and kept."""
 
 from pathlib import Path
-from typing import Any
 
 import jax
 
 from ddpm_jax import files
-from ddpm_jax.data.base import Source, in_memory
+from ddpm_jax.data.base import in_memory
 from ddpm_jax.distributed import multihost
 from ddpm_jax.errors import ConfigError
 from ddpm_jax.evaluation import image_sets
 from ddpm_jax.evaluation.image_sets import ImageSet
-from ddpm_jax.experiment import datasets
+from ddpm_jax.experiment.dataset import Dataset
 from ddpm_jax.metrics import statistics
 from ddpm_jax.metrics.features.base import Extractor
 from ddpm_jax.metrics.statistics import Statistics
@@ -20,51 +19,45 @@ from ddpm_jax.sampling.partial import key_of
 NUM_KEPT = 50_000  # features kept of a reference, for KID, precision and recall
 
 
-def from_split(config: dict[str, Any], split: str, num: int | None = None) -> ImageSet:
-    """The real images of a config, neither mirrored nor shuffled.
+def from_split(dataset: Dataset, split: str, num: int | None = None) -> ImageSet:
+    """Real images, neither mirrored nor shuffled.
 
     Args:
-      config: its section `data` says which.
+      dataset: which.
       split: which part, such as "train" or "test".
       num: how many, evenly spread; None for all.
 
     Raises:
-      ConfigError: see `datasets.open_split`.
+      ConfigError: see `Dataset.open`.
     """
-    source = images_of(config, split)
-    names = ("name", "dataset")
-    data = {name: config["data"][name] for name in names if name in config["data"]}
-    return image_sets.from_source(f"data:{split}", source, num, data=data, split=split)
-
-
-def images_of(config: dict[str, Any], split: str) -> Source:
-    """Opens a part of a config's images, decoded once where they fit into memory."""
-    return in_memory(datasets.open_split(config, split))
+    source = in_memory(dataset.open(split))
+    names = {"data": dataset.origin, "split": split}
+    return image_sets.from_source(f"data:{split}", source, num, **names)
 
 
 def find(
-    name: str, config: dict[str, Any] | None, extractor: Extractor, batch_size: int
+    name: str, dataset: Dataset | None, extractor: Extractor, batch_size: int
 ) -> Statistics:
-    """Returns the statistics of a file, or of a split of a config's images.
+    """Returns the statistics of a file, or of a split of a data set.
 
     Args:
       name: of a split, or of a file, which ends in .npz.
-      config: whose images, for a split.
+      dataset: whose split.
       extractor: the feature network.
       batch_size: images at a time, on each device.
 
     Raises:
-      ConfigError: if there is no such split, or no config that says of what.
+      ConfigError: if there is no such split, or no data set.
       OSError: see `statistics.load`.
     """
     if name.endswith(".npz"):
         return statistics.load(Path(name))
-    if config is None:
+    if dataset is None:
         raise ConfigError(
             "what are these images to be compared with? Give --reference FILE.npz, or "
             "--config FILE.py to say of which data"
         )
-    return statistics_of(from_split(config, name), extractor, batch_size)
+    return statistics_of(from_split(dataset, name), extractor, batch_size)
 
 
 def statistics_of(

@@ -13,69 +13,54 @@ import optax
 
 from ddpm_jax.data import images
 from ddpm_jax.distributed import devices
-from ddpm_jax.errors import ConfigError
+from ddpm_jax.experiment.config import override
+from ddpm_jax.experiment.dataset import Dataset, make_dataset
 from ddpm_jax.experiment.model import Model, build_model
+from ddpm_jax.experiment.options import ScoreOptions, score_options, train_options
 from ddpm_jax.experiment.registry import make, resolved
 from ddpm_jax.experiment.sections import attempt, call
 from ddpm_jax.training import optimizers
 from ddpm_jax.training.keys import random_key
+from ddpm_jax.training.loop import TrainOptions
 from ddpm_jax.training.step import TrainState, init_state, make_train_step
 
 
-class TrainOptions(NamedTuple):
-    """The section `train` of a config.
-
-    Attributes:
-      num_steps: the step to train to.
-      ema_decay: decay of the moving average of the parameters.
-      num_microbatches: parts of a batch gone through in turn, to save memory.
-      log_every: steps between records.
-      save_every: steps between checkpoints; the last is always saved.
-      sample_every: steps between pictures of samples, 0 for none.
-      num_samples: images in such a picture.
-      keep: how many checkpoints to keep.
-      max_skipped: how many steps that are not finite may change nothing.
-      timeout: seconds without a step after which a run that hangs ends.
-      steps_per_call: the most steps that the devices are given at once, see
-        `devices.parallel_steps`; by default 1, and on accelerators of several
-        processes as many, up to 8, as hide what a call costs their hosts. More than 1
-        is slow on a CPU, whose XLA runs convolutions of a loop on one core, and rounds
-        otherwise. Calls end where something is saved or drawn.
-      deterministic: whether GPUs give the same bits each time, as others do anyway.
-    """
-
-    num_steps: int
-    ema_decay: float = 0.9999
-    num_microbatches: int = 1
-    log_every: int = 100
-    save_every: int = 5000
-    sample_every: int = 5000
-    num_samples: int = 64
-    keep: int = 3
-    max_skipped: int = 0
-    timeout: float = 1800
-    steps_per_call: int | None = None
-    deterministic: bool = False
-
-
 class Experiment(NamedTuple):
-    """What a config describes, except the data.
+    """What a config describes.
 
     Attributes:
+      config: the config, whole.
       model: what is trained, without parameters.
+      dataset: its images, which are not opened yet.
+      loss_fn: (params, host batch, key) -> (loss, metrics).
       tx: the optimizer.
       learning_rate: as a function of the number of updates.
-      loss_fn: (params, host batch, key) -> (loss, metrics).
+      training: for how long, and what is done between steps; None where the config does
+        not say.
+      scoring: scores while training.
+      seed: of parameters, noise and the order of the images.
+      init_from: the model whose parameters a run begins with, or None.
     """
 
+    config: dict[str, Any]
     model: Model
+    dataset: Dataset
+    loss_fn: Callable
     tx: optax.GradientTransformation
     learning_rate: Callable
-    loss_fn: Callable
+    training: TrainOptions | None
+    scoring: ScoreOptions
+    seed: int = 0
+    init_from: str | None = None
+
+    @property
+    def keys(self) -> tuple[jax.Array, jax.Array]:
+        """Those of the first parameters and of training."""
+        return tuple(jax.random.split(random_key(self.seed)))
 
     def init(self, key) -> TrainState:
         """Makes the state before the first step."""
-        return self.begin(self.model.network.init(key, self.model.image_shape))
+        return self.begin(self.model.init(key))
 
     def begin(self, params) -> TrainState:
         """Makes the state before the first step, from parameters trained before."""
@@ -92,9 +77,11 @@ def build(config: dict[str, Any]) -> Experiment:
     Raises:
       ConfigError: one line that says which key is wrong, and how.
     """
+    config = override(config, ())
     model = build_model(config)
     loss_fn = make(config, "loss", model.network.apply, model.schedule)
-    end = train_options(config).num_steps if "train" in config else None
+    training = train_options(config) if "train" in config else None
+    end = None if training is None else training.num_steps
     settings = resolved(config, "optimizer", "name", optimizers.OPTIMIZERS)
     tx, learning_rate = call(
         settings, "optimizer", optimizers.make_optimizer, num_steps=end
@@ -103,42 +90,29 @@ def build(config: dict[str, Any]) -> Experiment:
     def of_batch(params, batch, key):
         return loss_fn(params, _on_device(batch, model.num_classes), key)
 
-    experiment = Experiment(model, tx, learning_rate, of_batch)
+    experiment = Experiment(
+        config=config,
+        model=model,
+        dataset=make_dataset(config),
+        loss_fn=of_batch,
+        tx=tx,
+        learning_rate=learning_rate,
+        training=training,
+        scoring=score_options(config),
+        seed=config.get("seed", 0),
+        init_from=config.get("init_from"),
+    )
     _trace(experiment)
     return experiment
 
 
-def train_options(config: dict[str, Any]) -> TrainOptions:
-    """Reads the section `train`.
-
-    Raises:
-      ConfigError: for a key that does not exist, or a number that makes no sense.
-    """
-    options = call(config.get("train", {}), "train", TrainOptions)
-    least = dict.fromkeys(TrainOptions._fields, 1) | {
-        "sample_every": 0,
-        "ema_decay": 0,
-        "max_skipped": 0,
-        "deterministic": 0,
-    }
-    for name, value in options._asdict().items():
-        if value is not None and value < least[name]:
-            raise ConfigError(
-                f"config.train.{name} must be {least[name]} or more, got {value}"
-            )
-    if options.ema_decay >= 1:
-        raise ConfigError(
-            f"config.train.ema_decay must be below 1, got {options.ema_decay}"
-        )
-    return options
-
-
-def train_step(experiment: Experiment, options: TrainOptions) -> Callable:
+def train_step(experiment: Experiment) -> Callable:
     """Makes the training step of a device, which `distributed.devices` maps over all.
 
     Its metrics are those of `training.step.make_train_step` and "learning_rate", which
     is known where the step is taken.
     """
+    options = experiment.training
     take = make_train_step(
         experiment.loss_fn,
         experiment.tx,

@@ -13,7 +13,7 @@ import numpy as np
 from ddpm_jax.errors import ConfigError
 from ddpm_jax.experiment import config, load, run
 from ddpm_jax.experiment.build import Experiment
-from ddpm_jax.experiment.model import build_model, complete
+from ddpm_jax.experiment.model import complete
 from ddpm_jax.interop.layout import leaves
 
 # Of the section `network`, what may be other than the model's: classes, the learned
@@ -56,30 +56,23 @@ class Classes(NamedTuple):
     names: tuple[str, ...] = ()
 
 
-def initial_params(
-    path: str,
-    settings: dict[str, Any],
-    experiment: Experiment,
-    key: jax.Array,
-    names: Sequence[str] = (),
-) -> InitialParams:
+def initial_params(experiment: Experiment, names: Sequence[str] = ()) -> InitialParams:
     """Loads the parameters from which a run begins (`config.init_from`).
 
     Args:
-      path: the folder of a run, or as `load.from_pretrained`.
-      settings: the config of the run that begins.
-      experiment: built of it.
-      key: of the parameters that are new.
+      experiment: the run that begins, with `init_from` the folder of a run, or as
+        `load.from_pretrained` has it.
       names: of the classes in the data of the run.
 
     Raises:
       ConfigError: if they cannot be read, or are of another network, or would be read
         in another way than they were trained.
     """
+    path, settings = experiment.init_from, experiment.config
     try:
         trained = _open(path, settings)
         _check(path, trained.config, settings)
-        params = trained.load_params(build_model(trained.config))
+        params = trained.load_params(trained.model())
     except (ConfigError, OSError) as error:
         raise ConfigError(f"config.init_from: {error}") from error
     like = experiment.model.abstract_params()
@@ -90,8 +83,7 @@ def initial_params(
     here = _classes(settings, names)
     changes = _changes(params, like, trained.config, settings, there, here)
     if changes:
-        init = jax.jit(experiment.model.network.init, static_argnums=1)
-        fresh = jax.device_get(init(key, experiment.model.image_shape))
+        fresh = jax.device_get(experiment.model.init(experiment.keys[0]))
         params = fit(params, fresh, there, here)
     trained_for = _trained_for(trained.config, settings)
     return InitialParams(params, [*trained.notes, *trained_for, *changes])

@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 
 from ddpm_jax.errors import ConfigError
 from ddpm_jax.experiment import code, config, run
+from ddpm_jax.experiment.dataset import Dataset, make_dataset
 from ddpm_jax.experiment.model import Model, build_model
+from ddpm_jax.experiment.options import SampleOptions, with_sampling
 from ddpm_jax.interop import openai
 from ddpm_jax.interop.published import open_published
 
@@ -45,6 +47,46 @@ class Trained(NamedTuple):
     load_params: Callable[[Model], Any]
     origin: dict[str, Any]
     notes: list[str]
+
+    @property
+    def dataset(self) -> Dataset:
+        """The images that it was trained on, or that its config was given."""
+        return make_dataset(self.config)
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes it knows, 0 where it is unconditional."""
+        return self.config.get("network", {}).get("num_classes", 0)
+
+    @property
+    def has_null(self) -> bool:
+        """Whether it knows a class that means none."""
+        dropped = self.config.get("network", {}).get("label_dropout")
+        return bool(self.num_classes and dropped)
+
+    @property
+    def variance(self) -> str:
+        """That of its reverse steps: learned, or else as its sampler has it."""
+        if self.config["network"].get("learned_variance"):
+            return "learned_range"
+        return self.config["sampler"].get("variance", "fixed_small")
+
+    def model(
+        self, options: SampleOptions | None = None, like: Model | None = None
+    ) -> Model:
+        """Makes the model, without parameters.
+
+        Args:
+          options: how it is to draw otherwise than its config says.
+          like: the model made before, to draw otherwise; its network is taken.
+
+        Raises:
+          ConfigError: see `build_model`.
+        """
+        config = self.config
+        if options is not None:
+            config = with_sampling(config, options)
+        return build_model(config, like)
 
 
 def from_run(
@@ -136,7 +178,7 @@ def load(
         warnings.warn(note, stacklevel=2)
     if not isinstance(overrides, dict):
         overrides = config.override(trained.config, overrides)
-    model = build_model(read_otherwise(trained, overrides).config)
+    model = read_otherwise(trained, overrides).model()
     return dataclasses.replace(model, params=trained.load_params(model))
 
 

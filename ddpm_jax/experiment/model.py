@@ -33,6 +33,7 @@ class Model:
     Attributes:
       schedule: the noise schedule.
       network: the network, as two functions.
+      init: key -> its first parameters, compiled once.
       predicts: what it predicts: "eps", "x_0" or "v".
       image_shape: (height, width, channels).
       num_classes: number of classes, 0 where unconditional.
@@ -50,6 +51,7 @@ class Model:
 
     schedule: schedules.Schedule
     network: networks.Network
+    init: Callable[[jax.Array], Any]
     predicts: str
     image_shape: tuple[int, int, int]
     num_classes: int
@@ -69,9 +71,11 @@ class Model:
 
     def abstract_params(self):
         """Returns the shapes of the parameters, without computing anything."""
-        return jax.eval_shape(
-            lambda: self.network.init(random_key(0), self.image_shape)
-        )
+        return jax.eval_shape(self.init, random_key(0))
+
+    def protocol(self) -> dict[str, dict[str, Any]]:
+        """Returns what decides its samples beside the parameters, defaults too."""
+        return complete(self.config)
 
     def __iter__(self):
         """Unpacks as (model, params), which `load` returned before."""
@@ -84,8 +88,12 @@ class Model:
         return iter((self, self.params))
 
 
-def build_model(config: dict[str, Any]) -> Model:
+def build_model(config: dict[str, Any], like: Model | None = None) -> Model:
     """Makes the model of a config, without parameters, and checks it.
+
+    Args:
+      config: the config.
+      like: a model that only draws otherwise, whose network is taken as it is.
 
     Raises:
       ConfigError: one line that says which key is wrong, and how.
@@ -93,7 +101,8 @@ def build_model(config: dict[str, Any]) -> Model:
     image_shape = tuple(config["image_shape"])
     num_classes = config.get("network", {}).get("num_classes", 0)
     schedule = make_schedule(config)
-    network = make(config, "network")
+    network = make(config, "network") if like is None else like.network
+    init = jax.jit(lambda key: network.init(key, image_shape))
     sampler = make(config, "sampler", schedule)
     timesteps = make(config, "timesteps", schedule)
     has_null = bool(num_classes and config["network"].get("label_dropout"))
@@ -123,6 +132,7 @@ def build_model(config: dict[str, Any]) -> Model:
     model = Model(
         schedule=schedule,
         network=network,
+        init=init if like is None else like.init,
         predicts=predicts,
         image_shape=image_shape,
         num_classes=num_classes,

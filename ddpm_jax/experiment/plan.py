@@ -7,17 +7,14 @@ the computation.
 
 import math
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from ddpm_jax.errors import ConfigError
-from ddpm_jax.experiment import build as experiments
-from ddpm_jax.experiment.build import Experiment, TrainOptions
+from ddpm_jax.experiment.build import Experiment, build
 from ddpm_jax.experiment.config import override
 from ddpm_jax.experiment.cost import activations, flops, num_bytes, program_of
-from ddpm_jax.experiment.model import complete
 from ddpm_jax.training.keys import random_key
 
 
@@ -51,17 +48,13 @@ class Plan(NamedTuple):
     network_calls: int
 
 
-def plan(
-    experiment: Experiment, options: TrainOptions, batch_size: int, devices: int
-) -> Plan:
-    """Plans a training.
+def plan(experiment: Experiment, devices: int) -> Plan:
+    """Plans a training on so many devices.
 
-    Args:
-      experiment: what is trained.
-      options: for how long, and in how many microbatches.
-      batch_size: images of a step, on all devices.
-      devices: how many devices share them.
+    Raises:
+      ConfigError: where it does not say how many images a step has.
     """
+    options, batch_size = experiment.training, experiment.dataset.batch_size
     state, key = experiment.abstract_state(), random_key(0)
     each = num_bytes(state.params)
     part = math.ceil(batch_size / (devices * options.num_microbatches))
@@ -168,55 +161,38 @@ def cannot_share(batch_size: int, devices: int, num_microbatches: int) -> str | 
     return f"batch_size {batch_size} cannot be shared by {by}: {can}"
 
 
-def describe(settings: dict[str, Any], devices: int) -> str:
-    """Returns the plan of a config on so many devices, and what would need less memory.
+def describe(experiment: Experiment, devices: int) -> str:
+    """Returns the plan of a training on so many devices, and what needs less memory.
 
     Raises:
-      ConfigError: one line that says what to mend.
+      ConfigError: see `plan`.
     """
     stats = jax.local_devices()[0].memory_stats() or {}
     limit = stats.get("bytes_limit")
-    here, others = with_lighter(settings, devices, limit)
+    here, others = with_lighter(experiment, devices, limit)
     return report(here, limit, others)
 
 
 def with_lighter(
-    settings: dict[str, Any], devices: int, limit: int | None = None
+    experiment: Experiment, devices: int, limit: int | None = None
 ) -> tuple[Plan, list[tuple[str, Plan]]]:
-    """Plans a config's training; behind a change of the config, one of less memory.
+    """Plans a training; behind a change of the config, one of less memory.
 
     Raises:
-      ConfigError: one line that says what to mend.
+      ConfigError: see `plan`.
     """
-    batch_size = batch_size_of(settings)
-    experiment = experiments.build(settings)
-    options = experiments.train_options(settings)
-    here = plan(experiment, options, batch_size, devices)
-    others = []
-    if complete(settings)["network"].get("remat") is False:
+    here, others = plan(experiment, devices), []
+    if experiment.model.protocol()["network"].get("remat") is False:
         change = "network.remat=True"
-        lighter = experiments.build(override(settings, [change]))
-        others.append((change, plan(lighter, options, batch_size, devices)))
+        lighter = build(override(experiment.config, [change]))
+        others.append((change, plan(lighter, devices)))
     parts = _microbatches(here, limit)
     if parts is not None:
         change = f"train.num_microbatches={parts}"
-        smaller = options._replace(num_microbatches=parts)
-        others.append((change, plan(experiment, smaller, batch_size, devices)))
+        smaller = experiment.training._replace(num_microbatches=parts)
+        smaller = experiment._replace(training=smaller)
+        others.append((change, plan(smaller, devices)))
     return here, others
-
-
-def batch_size_of(settings: dict[str, Any]) -> int:
-    """Returns the images of a step.
-
-    Raises:
-      ConfigError: if that is no such number.
-    """
-    batch_size = settings.get("data", {}).get("batch_size")
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise ConfigError(
-            f"config.data.batch_size must be whole and at least 1, got {batch_size!r}"
-        )
-    return batch_size
 
 
 def _microbatches(plan, limit):

@@ -3,38 +3,36 @@
 A model that was trained otherwise can still be sampled: only trainings are compared.
 """
 
-from typing import Any
-
 from ddpm_jax.data import images
 from ddpm_jax.diffusion import schedules
 from ddpm_jax.errors import ConfigError
-from ddpm_jax.experiment.build import train_options
-from ddpm_jax.experiment.model import make_schedule
-from ddpm_jax.experiment.registry import make
+from ddpm_jax.experiment.build import Experiment
+from ddpm_jax.experiment.options import train_options
 from ddpm_jax.experiment.sections import attempt
 from ddpm_jax.training import optimizers
 
 
-def of_training(config: dict[str, Any]) -> list[str]:
+def of_training(experiment: Experiment) -> list[str]:
     """Returns, in a line each, what has no effect, or is odd but can be meant.
 
     Raises:
       ConfigError: for what cannot be meant.
     """
-    options, image_shape = train_options(config), tuple(config["image_shape"])
+    model, options = experiment.model, experiment.training
+    if options is None:
+        options = train_options(experiment.config)  # which says what it lacks
     if options.num_steps >= 2**31:
         raise ConfigError(
             f"config.train.num_steps must be below 2**31, got {options.num_steps}"
         )
-    if options.sample_every and image_shape[2] not in images.CHANNELS:
+    if options.sample_every and model.image_shape[2] not in images.CHANNELS:
         raise ConfigError(
-            f"images of {image_shape[2]} channels cannot be drawn as pictures: give "
-            "--config.train.sample_every=0, or an image_shape of 1 or 3 channels"
+            f"images of {model.image_shape[2]} channels cannot be drawn as pictures: "
+            "give --config.train.sample_every=0, or an image_shape of 1 or 3 channels"
         )
-    rate = config.get("optimizer", {})
-    network = make(config, "network")
+    rate = experiment.config.get("optimizer", {})
     return [
         *attempt("optimizer", optimizers.remarks, options.num_steps, **rate),
-        *network.remarks(image_shape),
-        *schedules.remarks(make_schedule(config)),
+        *model.network.remarks(model.image_shape),
+        *schedules.remarks(model.schedule),
     ]

@@ -74,7 +74,7 @@ def _fits(value, wanted) -> bool:
         (each,) = typing.get_args(wanted)
         return isinstance(value, (list, tuple)) and all(_fits(v, each) for v in value)
     if wanted is inspect.Parameter.empty or not isinstance(wanted, type):
-        return True  # the constructor's own affair
+        return True  # checked by the constructor
     if isinstance(value, bool):
         return wanted is bool
     if isinstance(value, float) and not math.isfinite(value):

@@ -144,6 +144,10 @@ METRICS = {
     "accuracy": Metric(_accuracy, ("accuracy",), None, "classifier", of_classes=True),
 }
 
+# Those of one number by which models can be ranked: the larger, the better, after this
+# factor.
+SIGNS = {"fid": -1, "sfid": -1, "kid": -1, "fd": -1, "is": 1, "accuracy": 1}
+
 
 def _few(generated, reference, dim):
     """Warnings of the numbers of images; a reference may not know its own."""

@@ -1,0 +1,32 @@
+"""What losses share: a time and noise for each example, and a call of the network."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from ddpm_jax.diffusion.denoisers import call_network
+from ddpm_jax.diffusion.process import diffuse
+
+# (params, batch, key) -> (loss, metrics)
+LossFn = Callable[[Any, dict, jax.Array], tuple[jax.Array, dict]]
+
+
+def draw_and_call(apply, schedule, params, batch, key):
+    """Draws a time and noise for each image, and calls the network on what they make.
+
+    Returns:
+      x_0, x_t, t [batch], eps, and what `call_network` returns.
+    """
+    x_0 = batch["image"]
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["id"])
+
+    def draw(key, x):
+        key_t, key_eps, key_dropout = jax.random.split(key, 3)
+        t = jax.random.randint(key_t, (), 1, schedule.num_steps + 1)
+        return t, jax.random.normal(key_eps, x.shape, x.dtype), key_dropout
+
+    t, eps, dropout_keys = jax.vmap(draw)(keys, x_0)
+    x_t = diffuse(schedule, x_0, t, eps)
+    called = call_network(apply, params, x_t, t, batch.get("label"), dropout_keys)
+    return x_0, x_t, t, eps, *called

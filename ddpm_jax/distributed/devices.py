@@ -83,9 +83,54 @@ def parallel_steps(train_step: Callable, most: int) -> Callable:
       `parallel_step` for a sequence of 1 ... `most` host batches; metrics are those of
       each step, [most], of which the first len(batches) count (no axis if most is 1).
     """
+    mapped = _mapped_steps(train_step, most)
+
+    def steps(state, batches, key, vote=False):
+        votes = np.full(jax.local_device_count(), vote, np.float32)
+        if most == 1:
+            (batch,) = batches
+            return mapped(state, jax.tree.map(_cut, batch), key, votes)
+        stacked = jax.tree.map(lambda *parts: _stacked(parts, most), *batches)
+        return mapped(state, stacked, key, votes, np.int32(len(batches)))
+
+    return steps
+
+
+def trace_steps(train_step: Callable, most: int, state, batch, key) -> None:
+    """Goes through the program of `parallel_steps` without compiling it.
+
+    What is wrong with the step raises here; its first call does not trace it again.
+
+    Args:
+      train_step: as for `parallel_steps`.
+      most: as there.
+      state: the state, or its shapes.
+      batch: a host batch of this process, or its shapes.
+      key: of the run.
+    """
+    local = jax.local_device_count()
+    whole = NamedSharding(_local_mesh(), P())
+
+    def shape_of(x, sharding=None):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    def cut(x):
+        size, *rest = x.shape
+        steps = () if most == 1 else (most,)
+        return jax.ShapeDtypeStruct((local, *steps, size // local, *rest), x.dtype)
+
+    state = jax.tree.map(lambda x: shape_of(x, whole), state)
+    given = state, jax.tree.map(cut, batch), shape_of(key)
+    votes, count = np.zeros(local, np.float32), np.int32(1)
+    counts = () if most == 1 else (count,)
+    jax.eval_shape(_mapped_steps(train_step, most), *given, votes, *counts)
+
+
+@functools.lru_cache(maxsize=8)
+def _mapped_steps(train_step: Callable, most: int):
+    """The program of `parallel_steps`; for the same step, the same."""
     if most == 1:
-        one = parallel_step(train_step)
-        return lambda state, batches, *given: one(state, *batches, *given)
+        return mapped_step(train_step)
 
     def train_and_vote(state, batches, key, vote, count):
         def take(i, carried):
@@ -100,20 +145,13 @@ def parallel_steps(train_step: Callable, most: int) -> Callable:
         state, metrics = jax.lax.fori_loop(0, count, take, (state, metrics))
         return state, metrics, jax.lax.pmean(vote, AXIS)
 
-    mapped = jax.pmap(
+    return jax.pmap(
         train_and_vote,
         axis_name=AXIS,
         in_axes=(None, 0, None, 0, None),
         out_axes=(None, None, None),
         donate_argnums=0,
     )
-
-    def steps(state, batches, key, vote=False):
-        votes = np.full(jax.local_device_count(), vote, np.float32)
-        stacked = jax.tree.map(lambda *parts: _stacked(parts, most), *batches)
-        return mapped(state, stacked, key, votes, np.int32(len(batches)))
-
-    return steps
 
 
 @functools.lru_cache(maxsize=16)

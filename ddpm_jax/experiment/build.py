@@ -3,6 +3,7 @@
 Nothing below this folder reads a config; nothing above makes a part by hand.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -70,6 +71,15 @@ class Experiment(NamedTuple):
         """Returns the shapes of the state, without computing anything."""
         return jax.eval_shape(self.init, random_key(0))
 
+    def abstract_batch(self, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Returns the shapes of a host batch of so many images."""
+        shape = jax.ShapeDtypeStruct
+        return {
+            "image": shape((size, *self.model.image_shape), np.uint8),
+            "label": shape((size,), np.int32),
+            "id": shape((size,), np.uint32),
+        }
+
 
 def build(config: dict[str, Any]) -> Experiment:
     """Makes an experiment of a config, and checks all of it before anything compiles.
@@ -113,36 +123,51 @@ def train_step(experiment: Experiment) -> Callable:
     is known where the step is taken.
     """
     options = experiment.training
-    take = make_train_step(
+    return _train_step(
         experiment.loss_fn,
         experiment.tx,
+        experiment.learning_rate,
         options.ema_decay,
         options.num_microbatches,
-        devices.AXIS,
-        skip_nonfinite=options.max_skipped > 0,
+        options.max_skipped > 0,
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def _train_step(loss_fn, tx, learning_rate, ema_decay, num_microbatches, skips):
+    """The step of these; for the same ones the same, so that it is traced once."""
+    take = make_train_step(
+        loss_fn, tx, ema_decay, num_microbatches, devices.AXIS, skip_nonfinite=skips
     )
 
     def step(state, batch, key):
         new, metrics = take(state, batch, key)
-        rate = jnp.asarray(experiment.learning_rate(state.step), jnp.float32)
+        rate = jnp.asarray(learning_rate(state.step), jnp.float32)
         return new, {**metrics, "learning_rate": rate}
 
     return step
 
 
 def _trace(experiment):
-    """Goes through what trains without compiling, so that what fails fails now."""
-    params = experiment.model.abstract_params()
+    """Goes through what trains without compiling, so that what fails fails now.
+
+    Where the devices here can share a batch, it is the program of the training step,
+    which is not traced again then.
+    """
+    params, key = experiment.model.abstract_params(), experiment.keys[1]
     opt_state = attempt("optimizer", jax.eval_shape, experiment.tx.init, params)
-    attempt(
-        "optimizer", jax.eval_shape, experiment.tx.update, params, opt_state, params
-    )
-    batch = {
-        "image": jax.ShapeDtypeStruct((2, *experiment.model.image_shape), np.uint8),
-        "label": jax.ShapeDtypeStruct((2,), np.int32),
-        "id": jax.ShapeDtypeStruct((2,), np.uint32),
-    }
-    attempt("loss", jax.eval_shape, experiment.loss_fn, params, batch, random_key(0))
+    update = experiment.tx.update
+    attempt("optimizer", jax.eval_shape, update, params, opt_state, params)
+    options, size = experiment.training, experiment.dataset.section.get("batch_size")
+    parts = jax.device_count() * (1 if options is None else options.num_microbatches)
+    if options is None or not isinstance(size, int) or size < 1 or size % parts:
+        loss_fn, batch = experiment.loss_fn, experiment.abstract_batch(2)
+        attempt("loss", jax.eval_shape, loss_fn, params, batch, key)
+        return
+    most, state = options.steps_per_call or 1, experiment.abstract_state()
+    batch = experiment.abstract_batch(size // jax.process_count())
+    step = train_step(experiment)
+    attempt("loss", devices.trace_steps, step, most, state, batch, key)
 
 
 def _on_device(batch, num_classes):

@@ -241,13 +241,13 @@ def test_folders_are_of_the_classes_that_they_are_named_by(tmp_path):
     for old, new in (("0000", "ant"), ("0001", "bird"), ("0002", "dog")):
         (tmp_path / "data" / old).rename(tmp_path / "data" / new)
     data = {"name": "folder", "path": str(tmp_path / "data"), "batch_size": 2}
-    config = tiny(f"data={data}", "network.num_classes=3")
+    data = dataset.make_dataset(tiny(f"data={data}", "network.num_classes=3"))
     read = lambda name, *given: dataset.open_images(tmp_path / name, *given).labels
-    assert read("numbers") == read("numbers", config) == [3, 3, 5, 5]
-    assert read("names", config) == [1, 1, 2, 2]  # bird before dog
+    assert read("numbers") == read("numbers", data) == [3, 3, 5, 5]
+    assert read("names", data) == [1, 1, 2, 2]  # bird before dog
     (tmp_path / "names" / "dog").rename(tmp_path / "names" / "wolf")
     with pytest.raises(ConfigError, match="have no class 'wolf'; they have ant, bird"):
-        read("names", config)
+        read("names", data)
 
 
 def test_images_of_several_sizes_are_counted(tmp_path):

@@ -1,5 +1,6 @@
 """`docs/extending.md`, run: every part of a model by somebody else."""
 
+import importlib
 import os
 import re
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from tiny import call, fit, random_params
+from tiny import call, fit, random_params, tiny
 
 import ddpm_jax
 from ddpm_jax import evaluate, sample
@@ -74,6 +75,36 @@ def test_what_was_trained_is_what_is_loaded(mine):
     assert len(changed) == 1 and "mine.py has changed since" in changed[0]
     named = config.read_config(RECIPE, OVERRIDES)["sampler"]["name"]
     assert load.from_run(workdir).config["sampler"]["name"] != named == "mine.py:plain"
+
+
+COUNTED = """
+from ddpm_jax import networks
+
+traced = []
+
+def unet(**settings):
+    made = networks.unet(**settings)
+
+    def apply(params, x_t, index, cond=None, keys=None):
+        traced.append("drawing" if keys is None else "training")
+        return made.apply(params, x_t, index, cond, keys)
+
+    def init(key, image_shape):
+        traced.append("parameters")
+        return made.init(key, image_shape)
+
+    return networks.Network(init, apply)
+"""
+
+
+def test_the_first_step_traces_the_network_once(tmp_path, monkeypatch):
+    """For its parameters, for drawing, and for the program of the step itself."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "counted_network.py").write_text(COUNTED)
+    network = "network.name=counted_network:unet"
+    assert fit(tiny(network, "train.num_steps=1"), tmp_path / "run") == 0
+    counted = importlib.import_module("counted_network")
+    assert sorted(counted.traced) == ["drawing", "parameters", "training"]
 
 
 def test_a_run_begins_from_one_of_the_same_network(mine):

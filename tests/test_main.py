@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from jobs import SMALL, environment, final_state
 from PIL import Image
+from tiny import fit
 
 import ddpm_jax
 from ddpm_jax import sample as sampling_main
@@ -109,7 +110,7 @@ def of_eight(tmp_path_factory):
     """The same run on eight devices."""
     workdir = tmp_path_factory.mktemp("runs") / "digits"
     settings = config.read_config("configs/digits.py", TINY)
-    assert training_main.train(settings, workdir) == 0
+    assert fit(settings, workdir) == 0
     return workdir
 
 

@@ -202,7 +202,7 @@ def test_a_defect_on_one_frees_the_others(monkeypatch):
     """Each of two in turn: what fails tells, and is told of what failed elsewhere."""
     told = []
     answer = lambda text: told.append(text) or [text, "a defect"]
-    monkeypatch.setattr(multihost, "gather", answer)
+    monkeypatch.setattr(multihost, "all_gather", answer)
     with pytest.raises(ZeroDivisionError), multihost.error_barrier():
         1 / 0  # noqa: B018, it fails
     elsewhere = pytest.raises(multihost.RemoteError, match="process 1: a defect")

@@ -282,7 +282,7 @@ def test_a_file_of_other_things_says_what_it_holds(tmp_path, names):
 
 
 def test_a_file_is_written_whole_or_not_at_all(path):
-    with pytest.raises(KeyboardInterrupt), whole(path) as partial:
+    with pytest.raises(KeyboardInterrupt), atomic_write(path) as partial:
         partial.write_text("half")
         raise KeyboardInterrupt
     assert not [*path.parent.iterdir()]
@@ -290,17 +290,17 @@ def test_a_file_is_written_whole_or_not_at_all(path):
         partial.write_text("old")
         assert not path.exists() and partial.suffix == ".npz"
         assert partial.parent == path.parent  # so that renaming is all at once
-    with pytest.raises(OSError, match="full"), whole(path) as partial:
+    with pytest.raises(OSError, match="full"), atomic_write(path) as partial:
         partial.write_text("new")
         raise OSError("full")
-    with pytest.raises(FileNotFoundError), whole(path):
+    with pytest.raises(FileNotFoundError), atomic_write(path):
         pass  # nothing was written
     assert [each.name for each in path.parent.iterdir()] == [path.name]
     assert path.read_text() == "old"
 
 
 def test_two_writers_do_not_meet(path):
-    with atomic_write(path) as one, whole(path) as other:
+    with atomic_write(path) as one, atomic_write(path) as other:
         one.write_text("one")
         other.write_text("other")
     assert path.read_text() == "one"

@@ -101,3 +101,46 @@ def test_rooms_are_not_crowded():
     for path in FILES:
         assert len(path.read_text().splitlines()) <= 320, path
         assert path.stem not in ("utils", "helpers", "common", "misc")
+
+
+def functions(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield node
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_a_config_is_read_at_one_door(path):
+    """Beyond it there are models, data sets and options; interop/ makes configs."""
+    if room(path) in ("experiment", "interop"):
+        return
+    for function in functions(path):
+        given = function.args
+        names = {a.arg for a in (*given.posonlyargs, *given.args, *given.kwonlyargs)}
+        assert not names & {"config", "settings"}, f"{path}: {function.name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_mistakes_of_a_config_are_said_by_those_who_read_it(path):
+    raised = "raise ConfigError" in path.read_text()
+    assert not raised or RANKS[room(path)] >= RANKS["experiment"]
+
+
+@pytest.mark.parametrize("folder", sorted({path.parent for path in FILES}), ids=str)
+def test_no_function_hides_a_file_of_its_package(folder):
+    """What a package gives away is not called as a file in it."""
+    names = {path.stem for path in folder.iterdir() if path.suffix in ("", ".py")}
+    tree = ast.parse((folder / "__init__.py").read_text())
+    public = {function.name for function in functions(folder / "__init__.py")}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            public |= {alias.asname or alias.name for alias in node.names}
+    hidden = public & (names - {"__init__", "__pycache__"})
+    modules = {
+        f"{node.module}.{alias.name}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    inside = str(folder).replace("/", ".")
+    assert not {name for name in hidden if f"{inside}.{name}" not in modules}

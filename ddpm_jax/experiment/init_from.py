@@ -11,8 +11,9 @@ import jax
 import numpy as np
 
 from ddpm_jax.errors import ConfigError
-from ddpm_jax.experiment import config, load, run
+from ddpm_jax.experiment import load, run
 from ddpm_jax.experiment.build import Experiment
+from ddpm_jax.experiment.config import differences
 from ddpm_jax.experiment.model import complete
 from ddpm_jax.interop.layout import leaves
 
@@ -68,24 +69,24 @@ def initial_params(experiment: Experiment, names: Sequence[str] = ()) -> Initial
       ConfigError: if they cannot be read, or are of another network, or would be read
         in another way than they were trained.
     """
-    path, settings = experiment.init_from, experiment.config
+    path, config = experiment.init_from, experiment.config
     try:
-        trained = _open(path, settings)
-        _check(path, trained.config, settings)
+        trained = _open(path, config)
+        _check(path, trained.config, config)
         params = trained.load_params(trained.model())
     except (ConfigError, OSError) as error:
         raise ConfigError(f"config.init_from: {error}") from error
     like = experiment.model.abstract_params()
-    if settings["network"]["name"] != "unet":  # whose parts we do not know
+    if config["network"]["name"] != "unet":  # whose parts we do not know
         _check_same(path, params, like)
-        return InitialParams(params, _trained_for(trained.config, settings))
+        return InitialParams(params, _trained_for(trained.config, config))
     there = _classes(trained.config, trained.origin.get("classes", ()))
-    here = _classes(settings, names)
-    changes = _changes(params, like, trained.config, settings, there, here)
+    here = _classes(config, names)
+    changes = _changes(params, like, trained.config, config, there, here)
     if changes:
         fresh = jax.device_get(experiment.model.init(experiment.keys[0]))
         params = fit(params, fresh, there, here)
-    trained_for = _trained_for(trained.config, settings)
+    trained_for = _trained_for(trained.config, config)
     return InitialParams(params, [*trained.notes, *trained_for, *changes])
 
 
@@ -121,10 +122,10 @@ def fit(params, fresh, there: Classes, here: Classes):
     return jax.tree.map_with_path(fitted, fresh)
 
 
-def _open(path, settings):
+def _open(path, config):
     if run.is_run(path):
         return load.from_run(path)
-    return load.from_pretrained(path, image_shape=tuple(settings["image_shape"]))
+    return load.from_pretrained(path, image_shape=tuple(config["image_shape"]))
 
 
 def _check(path, theirs, ours):
@@ -145,7 +146,7 @@ def _check(path, theirs, ours):
         {"network": {k: _plain(v) for k, v in each.items() if k not in MAY_DIFFER}}
         for each in networks
     ]
-    different = config.differences(*networks)
+    different = differences(*networks)
     if different:
         said = [
             f"{key.removeprefix('network.')} {there} there and {here} here"
@@ -227,12 +228,12 @@ def _trained_for(theirs, ours):
     ]
     return [
         f"{key} was {str(there)[:40]} there and is {str(here)[:40]} here"
-        for key, (there, here) in config.differences(*sides).items()
+        for key, (there, here) in differences(*sides).items()
     ]
 
 
-def _classes(settings, names):
-    network = complete(settings)["network"]
+def _classes(config, names):
+    network = complete(config)["network"]
     num = network.get("num_classes", 0)
     told = len(names) == num and [*names] != [*map(str, range(num))]
     null = num > 0 and network.get("label_dropout", 0) > 0

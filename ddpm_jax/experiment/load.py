@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ddpm_jax.errors import ConfigError
-from ddpm_jax.experiment import code, config, run
+from ddpm_jax.experiment import code, run
+from ddpm_jax.experiment.config import differences, override
 from ddpm_jax.experiment.dataset import Dataset, make_dataset
 from ddpm_jax.experiment.model import Model, build_model
 from ddpm_jax.experiment.options import SampleOptions, with_sampling
@@ -102,14 +103,14 @@ def from_run(
     Raises:
       ConfigError: if the folder does not hold a run, or no such checkpoint.
     """
-    settings = code.kept(workdir, run.read_config(workdir))
+    config = code.kept(workdir, run.read_config(workdir))
     step = run.find_step(workdir, step)
     weights = "ema" if ema else "raw"
     origin = {"workdir": str(Path(workdir)), "step": step, "weights": weights}
     if data := run.data_of(workdir):
         origin["classes"] = data.classes
     return Trained(
-        settings,
+        config,
         lambda model: run.load_params(workdir, model, ema, step),
         origin,
         [],
@@ -134,7 +135,7 @@ def from_pretrained(
     """
     opened = open_published(path, settings, image_shape)
     return Trained(
-        config.override(opened.config, ()),
+        override(opened.config, ()),
         lambda model: opened.read(model.abstract_params()),
         {"pretrained": path},
         opened.notes,
@@ -177,12 +178,12 @@ def load(
     for note in trained.notes:
         warnings.warn(note, stacklevel=2)
     if not isinstance(overrides, dict):
-        overrides = config.override(trained.config, overrides)
+        overrides = override(trained.config, overrides)
     model = read_otherwise(trained, overrides).model()
     return dataclasses.replace(model, params=trained.load_params(model))
 
 
-def read_otherwise(trained: Trained, settings: dict[str, Any]) -> Trained:
+def read_otherwise(trained: Trained, config: dict[str, Any]) -> Trained:
     """Returns a trained model that is read by another config than its own.
 
     Raises:
@@ -191,10 +192,10 @@ def read_otherwise(trained: Trained, settings: dict[str, Any]) -> Trained:
     fixed = tuple(f"network.{key}" for key in TRAINED_WITH)
     if "workdir" in trained.origin:  # a published model may not say it all
         fixed += ("schedule.", "loss.predicts")
-    for key, (was, _) in config.differences(trained.config, settings).items():
+    for key, (was, _) in differences(trained.config, config).items():
         if key.startswith(fixed):
             raise ConfigError(f"config.{key}: the model was trained with {was}")
-    return trained._replace(config=settings)
+    return trained._replace(config=config)
 
 
 def load_pretrained(

@@ -9,8 +9,9 @@ from typing import Any
 
 from ddpm_jax.data.contents import Contents
 from ddpm_jax.errors import ConfigError
-from ddpm_jax.experiment import code, config
+from ddpm_jax.experiment import code
 from ddpm_jax.experiment.build import build
+from ddpm_jax.experiment.config import differences
 from ddpm_jax.experiment.model import Model
 from ddpm_jax.files import atomic_write
 from ddpm_jax.training.checkpoints import Checkpoints
@@ -81,14 +82,14 @@ def read_config(workdir: str | Path) -> dict[str, Any]:
             "model is given as --pretrained)"
         )
     try:
-        settings = json.loads(path.read_text())
+        config = json.loads(path.read_text())
     except ValueError as error:
         raise ConfigError(f"{path} is damaged ({error}): restore it") from error
-    if not isinstance(settings, dict):
+    if not isinstance(config, dict):
         raise ConfigError(f"{path} is damaged (it holds no sections): restore it")
-    if "_class_name" in settings:
+    if "_class_name" in config:
         raise ConfigError(f"{workdir} is of diffusers: give it as --pretrained")
-    return settings
+    return config
 
 
 def is_run(workdir: str | Path) -> bool:
@@ -102,30 +103,30 @@ def has_checkpoint(workdir: str | Path) -> bool:
     return any(path.name.isdigit() for path in Path(workdir, "checkpoints").glob("*"))
 
 
-def write(workdir: Path, settings: dict[str, Any], params) -> None:
+def write(workdir: Path, config: dict[str, Any], params) -> None:
     """Writes the folder of a run that has not begun, with parameters trained before.
 
     Raises:
       OSError: if it cannot be written; nothing is left then.
     """
-    settings = {"optimizer": {"name": "sgd"}, **settings}  # sgd: no moments to keep
+    config = {"optimizer": {"name": "sgd"}, **config}  # sgd: no moments to keep
     partial = workdir.with_name(f".{workdir.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         with Checkpoints(partial / "checkpoints") as checkpoints:
-            checkpoints.save(build(settings).begin(params))
-        write_config(partial, settings)
+            checkpoints.save(build(config).begin(params))
+        write_config(partial, config)
         partial.replace(workdir)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def write_config(workdir: Path, settings: dict[str, Any]) -> None:
+def write_config(workdir: Path, config: dict[str, Any]) -> None:
     """Writes the config of a run, whole or not at all, and the files that it names."""
-    code.keep(workdir, settings)
+    code.keep(workdir, config)
     with atomic_write(workdir / "config.json") as partial:
-        partial.write_text(json.dumps(settings, indent=2) + "\n")
+        partial.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def data_of(workdir: str | Path) -> Contents | None:
@@ -168,7 +169,7 @@ def same_data(workdir: Path, contents: Contents) -> None:
         )
 
 
-def changes(workdir: Path, settings: dict[str, Any]) -> list[str]:
+def changes(workdir: Path, config: dict[str, Any]) -> list[str]:
     """Returns, in words, what differs from the config that a run was begun with.
 
     Raises:
@@ -183,10 +184,9 @@ def changes(workdir: Path, settings: dict[str, Any]) -> list[str]:
             )
         return []
     before = read_config(workdir)
-    differences = config.differences(before, settings)
     said = {
         key: f"{key} is {old} there and {new} here"
-        for key, (old, new) in differences.items()
+        for key, (old, new) in differences(before, config).items()
     }
     fixed = SCORED_BY if before.get("evaluation", {}).get("every") else ()
     # Where it is known what the data hold, they may have moved.
@@ -201,7 +201,7 @@ def changes(workdir: Path, settings: dict[str, Any]) -> list[str]:
             f"{workdir} holds a run of another config ({'; '.join(refused)}): "
             "choose another --workdir"
         )
-    return [*said.values(), *code.changed(workdir, settings)]
+    return [*said.values(), *code.changed(workdir, config)]
 
 
 @contextmanager

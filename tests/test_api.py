@@ -10,8 +10,10 @@ from tiny import call, random_params, tiny
 import ddpm_jax
 from ddpm_jax import convert, diffusion, sample
 from ddpm_jax.errors import ConfigError
-from ddpm_jax.experiment import build, run
+from ddpm_jax.evaluation import sweep
+from ddpm_jax.experiment import build, load, run
 from ddpm_jax.experiment.model import build_model, complete
+from ddpm_jax.experiment.options import SampleOptions
 from ddpm_jax.files import read_arrays
 
 
@@ -97,3 +99,12 @@ def test_what_decides_samples_is_named_as_before():
     assert sorted(complete(tiny())["denoiser"]) == named
     other = tiny("denoiser.guidance=mine.py:f")
     assert complete(other)["denoiser"]["guidance"] == "mine.py:f"
+
+
+def test_rows_of_a_sweep_share_all_but_the_sampler(workdir):
+    options = SampleOptions()
+    rows = [*sweep.rows(load.from_run(workdir), ["ddim:2,3", "ddpm:2"], options)]
+    assert [row.name for row in rows] == ["ddim:2", "ddim:3", "ddpm:2"]
+    assert len({row.model.network.apply for row in rows}) == 1
+    assert len({row.model.init for row in rows}) == 1
+    assert [len(row.model.timesteps) for row in rows] == [3, 4, 3]

@@ -1,6 +1,5 @@
 """Scores end to end: of runs, of published models, of images."""
 
-import errno
 import json
 import os
 import subprocess
@@ -11,40 +10,19 @@ import jax
 import numpy as np
 import pytest
 from jobs import environment
-from tiny import call, random_params, tiny
+from scored import PIXELS, values, write_run
+from tiny import call
 
 import ddpm_jax
-from ddpm_jax import convert, evaluate, reference
+from ddpm_jax import convert, evaluate
 from ddpm_jax.data import arrays as sources
 from ddpm_jax.data import images
-from ddpm_jax.data.base import ArraySource
-from ddpm_jax.distributed import devices
 from ddpm_jax.errors import ConfigError
-from ddpm_jax.evaluation import image_sets, references, report, results
-from ddpm_jax.experiment import dataset
-from ddpm_jax.experiment import run as runs
-from ddpm_jax.experiment.build import build
+from ddpm_jax.evaluation import image_sets, report
 from ddpm_jax.metrics import frechet, kernel
-from ddpm_jax.metrics.features import base
-from ddpm_jax.metrics.features.base import Outputs
-from ddpm_jax.sampling import draw, partial
+from ddpm_jax.sampling import draw
 
-PIXELS = ("--features", "pixels", "--metrics", "fd,kid,pr,dc", "--batch_size", 2)
-
-
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("evaluate") / "run"
-    settings = tiny("network.channel_mults=1,")  # nothing here depends on levels
-    runs.write(folder, settings, random_params(build(settings)))
-    return folder
-
-
-def values(path, subject=None):
-    """The numbers in a file of scores, by metric."""
-    found = report.load(path)
-    return {s.metric: s.value for s in found if subject in (None, s.subject)}
-
+workdir = pytest.fixture(write_run, scope="module")
 
 # Of a model, against real images.
 
@@ -87,37 +65,6 @@ def test_the_protocol_is_beside_each_number(workdir, tmp_path):
         assert score.warnings, "20 samples are few"
 
 
-def test_a_sweep(workdir, tmp_path, capsys):
-    out = tmp_path / "scores.json"
-    sweep = ["--sweep", "ddim:2,4", "heun@trailing:3", "data:test"]
-    given = ["--workdir", workdir, "--num", 24, "--out", out, *PIXELS]
-    call(evaluate, *given, *sweep)
-    rows = capsys.readouterr().out.splitlines()[1:5]
-    assert [row.split()[0] for row in rows] == [
-        "ddim:2",
-        "ddim:4",
-        "heun@trailing:3",
-        "data:test",
-    ]
-    # Heun's steps are two calls, but for the last.
-    assert [row.split()[1] for row in rows[:3]] == ["2", "4", "5"]
-    assert values(out, "data:test")["fd"] < values(out, "ddim:4")["fd"]
-    assert (tmp_path / "scores.png").read_bytes()[:4] == b"\x89PNG"
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "scores.json",
-        "scores.png",
-    ]
-
-
-def test_of_real_images_the_distance_is_zero(workdir, tmp_path):
-    out = tmp_path / "scores.json"
-    given = ["--workdir", workdir, *PIXELS, "--out", out]
-    call(evaluate, *given, "--sweep", "data:train")
-    found = values(out)
-    assert found["fd"] < 1e-6 and found["precision"] == found["recall"] == 1
-    assert found["coverage"] == 1
-
-
 def test_what_is_done_is_not_done_again(workdir, tmp_path, monkeypatch):
     """A stop in the middle loses no features and changes no number."""
     given = ["--workdir", workdir, *PIXELS, "--num", 64]
@@ -149,41 +96,6 @@ def test_what_is_done_is_not_done_again(workdir, tmp_path, monkeypatch):
     assert sum(calls) == 64
     with pytest.raises(KeyboardInterrupt):
         call(evaluate, *given, "--seed", 1, "--out", parts)  # of another seed, nothing
-
-
-def test_a_part_that_was_cut_off_is_made_again(tmp_path):
-    of_images = partial.PartialResults(tmp_path, {"a": 1}, Outputs)
-    made = lambda: Outputs(np.arange(6.0).reshape(2, 3), None, np.ones((2, 1)))
-    positions = np.array([4, 5])
-    of_images(positions, made)
-    (path,) = tmp_path.rglob("*.npz")
-    for content in (path.read_bytes()[:100], b"", b"PK\x03\x04"):
-        path.write_bytes(content)
-        again = of_images(positions, made)
-        np.testing.assert_array_equal(again.features, made().features)
-    kept = of_images(positions, None)
-    np.testing.assert_array_equal(kept.spatial, made().spatial)
-    assert kept.logits is None
-
-
-@pytest.mark.parametrize(
-    "error", [MemoryError(), PermissionError(errno.EACCES, "not now")]
-)
-def test_a_part_that_cannot_be_read_now_is_not_thrown_away(
-    tmp_path, monkeypatch, error
-):
-    of_images = partial.PartialResults(tmp_path, {}, Outputs)
-    of_images(np.array([0]), lambda: Outputs(np.ones((1, 3))))
-    (path,) = tmp_path.rglob("*.npz")
-
-    def fail(file):
-        raise error
-
-    with monkeypatch.context() as context:
-        context.setattr(np, "load", fail)
-        with pytest.raises(type(error)):
-            of_images(np.array([0]), None)
-    assert path.is_file()
 
 
 def test_devices_and_processes_give_the_same_numbers(workdir, tmp_path):
@@ -231,37 +143,6 @@ def test_images_of_a_folder_or_a_file(tmp_path):
     assert found[0].value == found[1].value and found[0].subject == "images"
 
 
-def test_folders_are_of_the_classes_that_they_are_named_by(tmp_path):
-    pictures = sources.digits("test").images[:4]
-    images.save_folder(tmp_path / "numbers", pictures, [3, 5, 3, 5])
-    images.save_folder(tmp_path / "names", pictures, [1, 2, 1, 2])
-    (tmp_path / "names" / "0001").rename(tmp_path / "names" / "dog")
-    (tmp_path / "names" / "0002").rename(tmp_path / "names" / "bird")
-    images.save_folder(tmp_path / "data", pictures[:3], [0, 1, 2])
-    for old, new in (("0000", "ant"), ("0001", "bird"), ("0002", "dog")):
-        (tmp_path / "data" / old).rename(tmp_path / "data" / new)
-    data = {"name": "folder", "path": str(tmp_path / "data"), "batch_size": 2}
-    data = dataset.make_dataset(tiny(f"data={data}", "network.num_classes=3"))
-    read = lambda name, *given: dataset.open_images(tmp_path / name, *given).labels
-    assert read("numbers") == read("numbers", data) == [3, 3, 5, 5]
-    assert read("names", data) == [1, 1, 2, 2]  # bird before dog
-    (tmp_path / "names" / "dog").rename(tmp_path / "names" / "wolf")
-    with pytest.raises(ConfigError, match="have no class 'wolf'; they have ant, bird"):
-        read("names", data)
-
-
-def test_images_of_several_sizes_are_counted(tmp_path):
-    for i, size in enumerate([8, 8, 8, 16]):
-        images.save_png(tmp_path / f"{i}.png", np.zeros((size, 8, 3), np.uint8))
-    with pytest.raises(
-        ConfigError, match="of 2 sizes .3 of 8x8, 1 of 16x8.: bring all"
-    ):
-        dataset.open_images(tmp_path)
-    (tmp_path / "3.png").unlink()
-    images.save_png(tmp_path / "grey.png", np.zeros((8, 8, 1), np.uint8))
-    assert dataset.open_images(tmp_path).image_shape == (8, 8, 3)
-
-
 def test_memorisation(tmp_path):
     """Half of the images are of the training set."""
     train, test = (sources.digits(split).images for split in ("train", "test"))
@@ -274,80 +155,6 @@ def test_memorisation(tmp_path):
     pairs, distances = sorted(path.name for path in tmp_path.glob("*.png"))
     assert distances == pairs.replace(".png", "_distances.png")
     assert pairs.startswith("memorisation_images_")
-
-
-# References.
-
-
-def test_a_reference_of_a_file_is_that_of_the_split(workdir, tmp_path):
-    made, out = tmp_path / "train.npz", tmp_path / "scores.json"
-    features = ["--features", "pixels"]
-    call(reference, "--config", "configs/digits.py", *features, "--out", made)
-    given = ["--workdir", workdir, *PIXELS, "--num", 20, "--out", out]
-    call(evaluate, *given)
-    by_split = values(out)
-    out.unlink()
-    call(evaluate, *given, "--reference", made)
-    assert values(out) == by_split
-
-
-def test_a_reference_of_another_protocol_is_refused(workdir, tmp_path):
-    pictures = np.repeat(sources.digits("test").images, 2, axis=1)
-    np.savez(tmp_path / "tall.npz", images=pictures)
-    made = tmp_path / "made.npz"
-    features = ["--features", "pixels"]
-    call(reference, "--images", tmp_path / "tall.npz", *features, "--out", made)
-    given = ["--workdir", workdir, *PIXELS, "--num", 20, "--out", tmp_path / "s.json"]
-    with pytest.raises(ConfigError, match="image_shape 16x8x1, .* have 8x8x1: make"):
-        call(evaluate, *given, "--reference", made)
-    ours = tmp_path / "ours.py"
-    ours.write_text(
-        "def make_features(image_shape):\n"
-        "    return {}, lambda params, x: x.reshape(len(x), -1) / 255.0\n"
-    )
-    call(reference, "--config", "configs/digits.py", "--features", ours, "--out", made)
-    with pytest.raises(ConfigError, match="features name ours, .* name pixels: make"):
-        call(evaluate, *given, "--reference", made)
-    given[given.index("pixels")] = ours
-    call(evaluate, *given, "--reference", made)
-
-
-@pytest.mark.parametrize("spatial", [False, True])
-def test_statistics_of_other_tools(workdir, tmp_path, spatial):
-    """They hold mu and sigma alone, and the number says that this is all it knows."""
-    x = sources.digits("train").images.reshape(1498, -1) / 127.5 - 1
-    arrays = {"mu": x.mean(0), "sigma": np.cov(x.T)}
-    if spatial:
-        arrays |= {"mu_s": np.zeros(3), "sigma_s": np.eye(3), "arr_0": np.zeros(2)}
-    np.savez(tmp_path / "theirs.npz", **arrays)
-    out = tmp_path / "scores.json"
-    given = ["--workdir", workdir, "--features", "pixels", "--num", 20, "--out", out]
-    call(evaluate, *given, "--metrics", "fd", "--reference", tmp_path / "theirs.npz")
-    theirs = report.load(out)[-1]
-    assert any("does not say" in warning for warning in theirs.warnings)
-    call(evaluate, *given, "--metrics", "fd")
-    np.testing.assert_allclose(theirs.value, report.load(out)[-1].value, rtol=1e-6)
-    with pytest.raises(ConfigError, match="kid of ddpm:5: .* holds no features part"):
-        call(
-            evaluate, *given, "--metrics", "kid", "--reference", tmp_path / "theirs.npz"
-        )
-
-
-def test_references_are_made_once_and_again_when_images_change(monkeypatch):
-    extractor = base.pixels()
-    source = sources.digits("test")
-    subject = image_sets.from_source("a", source)
-    first = references.statistics_of(subject, extractor, 64)
-    with monkeypatch.context() as context:
-        context.setattr(devices, "in_batches", None)
-        again = references.statistics_of(subject, extractor, 64)
-    np.testing.assert_array_equal(first.gaussian.covariance, again.gaussian.covariance)
-    other = np.flip(source.images, axis=2)
-    changed = image_sets.from_source("a", ArraySource(other, source.labels, 10))
-    assert not np.array_equal(
-        references.statistics_of(changed, extractor, 64).gaussian.mean,
-        first.gaussian.mean,
-    )
 
 
 # Bits per dimension.
@@ -382,6 +189,9 @@ def test_a_published_model_is_scored_on_the_data_given(workdir, tmp_path):
         call(evaluate, *given, "--metrics", "bpd")
         found.append(values(out)["bpd"])
     np.testing.assert_allclose(*found, rtol=1e-6)
+
+
+# Mistakes, and changes.
 
 
 MISTAKES = {
@@ -442,14 +252,6 @@ def test_a_change_of_the_network_is_another_protocol(workdir, tmp_path):
     call(evaluate, *given, "--config.network.dtype=bfloat16")
     one, other = (s.value for s in report.load(out) if s.metric == "fd")
     assert one != other
-
-
-def test_two_evaluations_may_write_into_one_file(tmp_path):
-    books = [results.Results(tmp_path / "scores.json") for _ in range(2)]
-    for number, each in enumerate(books):
-        each.add([report.Score(f"ddim:{number}", "fd", 1.0, None, (), {})])
-    found = report.load(tmp_path / "scores.json")
-    assert {score.subject for score in found} == {"ddim:0", "ddim:1"}
 
 
 def test_a_damaged_file_of_scores_is_not_overwritten(workdir, tmp_path):

@@ -6,7 +6,10 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 from PIL import Image
+from tiny import tiny
 
+from ddpm_jax.data import arrays as sources
+from ddpm_jax.data import images
 from ddpm_jax.data.base import labels_of
 from ddpm_jax.data.folders import image_shape_of
 from ddpm_jax.errors import ConfigError
@@ -123,6 +126,18 @@ def test_a_file_of_images_as_they_are(tmp_path):
     np.testing.assert_array_equal(source[3][0][..., 0], images[3])
 
 
+def test_images_of_several_sizes_are_counted(tmp_path):
+    for i, size in enumerate([8, 8, 8, 16]):
+        images.save_png(tmp_path / f"{i}.png", np.zeros((size, 8, 3), np.uint8))
+    with pytest.raises(
+        ConfigError, match="of 2 sizes .3 of 8x8, 1 of 16x8.: bring all"
+    ):
+        dataset.open_images(tmp_path)
+    (tmp_path / "3.png").unlink()
+    images.save_png(tmp_path / "grey.png", np.zeros((8, 8, 1), np.uint8))
+    assert dataset.open_images(tmp_path).image_shape == (8, 8, 3)
+
+
 # Labels.
 
 
@@ -156,3 +171,22 @@ def test_labels_of_any_source(tmp_path):
         write(tmp_path / name, 2, 2)
     folder = dataset.open_images(str(tmp_path))
     np.testing.assert_array_equal(labels_of(folder, np.array([2, 0])), [1, 0])
+
+
+def test_folders_are_of_the_classes_that_they_are_named_by(tmp_path):
+    pictures = sources.digits("test").images[:4]
+    images.save_folder(tmp_path / "numbers", pictures, [3, 5, 3, 5])
+    images.save_folder(tmp_path / "names", pictures, [1, 2, 1, 2])
+    (tmp_path / "names" / "0001").rename(tmp_path / "names" / "dog")
+    (tmp_path / "names" / "0002").rename(tmp_path / "names" / "bird")
+    images.save_folder(tmp_path / "data", pictures[:3], [0, 1, 2])
+    for old, new in (("0000", "ant"), ("0001", "bird"), ("0002", "dog")):
+        (tmp_path / "data" / old).rename(tmp_path / "data" / new)
+    data = {"name": "folder", "path": str(tmp_path / "data"), "batch_size": 2}
+    data = dataset.make_dataset(tiny(f"data={data}", "network.num_classes=3"))
+    read = lambda name, *given: dataset.open_images(tmp_path / name, *given).labels
+    assert read("numbers") == read("numbers", data) == [3, 3, 5, 5]
+    assert read("names", data) == [1, 1, 2, 2]  # bird before dog
+    (tmp_path / "names" / "dog").rename(tmp_path / "names" / "wolf")
+    with pytest.raises(ConfigError, match="have no class 'wolf'; they have ant, bird"):
+        read("names", data)

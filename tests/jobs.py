@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 
-from ddpm_jax.experiment import build, run
+from ddpm_jax.experiment import build, config, run
 from ddpm_jax.training.checkpoints import Checkpoints
 
 # One level: what is tested with it does not depend on the network.
@@ -24,6 +24,11 @@ SMALL = (
     "train.sample_every=0",
     "train.num_samples=4",
 )
+
+
+def small(*changes):
+    """The small model's config."""
+    return config.read_config("configs/digits.py", (*SMALL, *changes))
 
 
 def environment(devices=1):

@@ -3,6 +3,7 @@
 Nothing below this folder reads a config; nothing above makes a part by hand.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,9 +17,9 @@ from ddpm_jax.data import images
 from ddpm_jax.distributed import devices
 from ddpm_jax.experiment.config import override
 from ddpm_jax.experiment.dataset import Dataset, make_dataset
-from ddpm_jax.experiment.model import Model, build_model
+from ddpm_jax.experiment.model import DECIDE, Model, build_model
 from ddpm_jax.experiment.options import ScoreOptions, score_options, train_options
-from ddpm_jax.experiment.registry import make, resolved
+from ddpm_jax.experiment.registry import make, resolved, same
 from ddpm_jax.experiment.sections import attempt, call
 from ddpm_jax.training import optimizers
 from ddpm_jax.training.keys import random_key
@@ -88,25 +89,15 @@ def build(config: dict[str, Any]) -> Experiment:
       ConfigError: one line that says which key is wrong, and how.
     """
     config = override(config, ())
-    model = build_model(config)
-    loss_fn = make(config, "loss", model.network.apply, model.schedule)
     training = train_options(config) if "train" in config else None
     end = None if training is None else training.num_steps
-    settings = resolved(config, "optimizer", "name", optimizers.OPTIMIZERS)
-    tx, learning_rate = call(
-        settings, "optimizer", optimizers.make_optimizer, num_steps=end
-    )
-
-    def of_batch(params, batch, key):
-        return loss_fn(params, _on_device(batch, model.num_classes), key)
-
+    deciding = {key: config[key] for key in (*DECIDE, "optimizer") if key in config}
+    model, *trained_by = same(_trained_by, {**deciding, "num_steps": end})
     experiment = Experiment(
-        config=config,
-        model=model,
-        dataset=make_dataset(config),
-        loss_fn=of_batch,
-        tx=tx,
-        learning_rate=learning_rate,
+        config,
+        dataclasses.replace(model, config=config),
+        make_dataset(config),
+        *trained_by,
         training=training,
         scoring=score_options(config),
         seed=config.get("seed", 0),
@@ -114,6 +105,22 @@ def build(config: dict[str, Any]) -> Experiment:
     )
     _trace(experiment)
     return experiment
+
+
+def _trained_by(config):
+    """(model, loss_fn, tx, learning_rate) of what decides them in a config."""
+    model = build_model(config)
+    loss_fn = make(config, "loss", model.network.apply, model.schedule)
+    settings = resolved(config, "optimizer", "name", optimizers.OPTIMIZERS)
+    end = config["num_steps"]
+    tx, learning_rate = call(
+        settings, "optimizer", optimizers.make_optimizer, num_steps=end
+    )
+
+    def of_batch(params, batch, key):
+        return loss_fn(params, _on_device(batch, model.num_classes), key)
+
+    return model, of_batch, tx, learning_rate
 
 
 def train_step(experiment: Experiment) -> Callable:

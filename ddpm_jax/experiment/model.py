@@ -21,9 +21,20 @@ from ddpm_jax.diffusion import (
 from ddpm_jax.diffusion import timesteps as timesteps_module
 from ddpm_jax.diffusion.samplers import loop
 from ddpm_jax.errors import ConfigError
-from ddpm_jax.experiment.registry import choose, make, resolved
+from ddpm_jax.experiment.registry import choose, make, resolved, same
 from ddpm_jax.experiment.sections import attempt, call, signature
 from ddpm_jax.training.keys import random_key
+
+# The parts of a config that decide a model.
+DECIDE = (
+    "image_shape",
+    "schedule",
+    "network",
+    "loss",
+    "denoiser",
+    "sampler",
+    "timesteps",
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -91,6 +102,9 @@ class Model:
 def build_model(config: dict[str, Any], like: Model | None = None) -> Model:
     """Makes the model of a config, without parameters, and checks it.
 
+    Configs that say the same of it give the same functions, so what was compiled of
+    them is found again.
+
     Args:
       config: the config.
       like: a model that only draws otherwise, whose network is taken as it is.
@@ -98,6 +112,13 @@ def build_model(config: dict[str, Any], like: Model | None = None) -> Model:
     Raises:
       ConfigError: one line that says which key is wrong, and how.
     """
+    if like is not None:
+        return _build_model(config, like)
+    model = same(_build_model, {key: config[key] for key in DECIDE if key in config})
+    return dataclasses.replace(model, config=config)
+
+
+def _build_model(config, like=None):
     image_shape = tuple(config["image_shape"])
     num_classes = config.get("network", {}).get("num_classes", 0)
     schedule = make_schedule(config)

@@ -1,8 +1,11 @@
 """The parts that a config names: ours, and functions of files and packages."""
 
+import functools
+import json
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from ddpm_jax.data import SOURCES
@@ -92,6 +95,22 @@ def make(config: dict[str, Any], section: str, *given):
             f"{kind.__name__}, and returned a {type(made).__name__}"
         )
     return made
+
+
+def same(make: Callable, config: dict[str, Any]):
+    """Returns make(config), and for an equal config what it returned before.
+
+    So equal configs have the same functions, and what JAX traced and compiled of them
+    is found again. Not where files of others are named, which may have changed.
+    """
+    if ":" in json.dumps(config, separators=(",", "")):
+        return make(config)
+    return _same(make, json.dumps(config), jax.config.jax_enable_x64)
+
+
+@functools.lru_cache(maxsize=16)
+def _same(make, text, precise):
+    return make(json.loads(text))
 
 
 def resolved(config: dict[str, Any], section: str, key: str, known) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from ddpm_jax.distributed import devices, multihost
 from ddpm_jax.errors import ConfigError
 from ddpm_jax.evaluation import online
 from ddpm_jax.experiment import config, plan, remarks, run
-from ddpm_jax.experiment.build import Experiment, build, train_step
+from ddpm_jax.experiment.build import Experiment, build, check, train_step
 from ddpm_jax.experiment.init_from import initial_params
 from ddpm_jax.experiment.options import train_options
 from ddpm_jax.files import check_local
@@ -56,8 +56,10 @@ def train(experiment: Experiment, workdir: str | os.PathLike) -> int:
     with multihost.error_barrier():
         _warn(experiment)
         _check_deterministic(experiment.training)
-        feed = experiment.dataset.feed(experiment.training.num_microbatches)
         options = _with_calls(experiment)
+        experiment = experiment._replace(training=options)
+        check(experiment)
+        feed = experiment.dataset.feed(experiment.training.num_microbatches)
     score = None
     if experiment.scoring.every:  # all of them make it, with what they share
         score = online.make_scorer(experiment)

@@ -83,7 +83,7 @@ class Experiment(NamedTuple):
 
 
 def build(config: dict[str, Any]) -> Experiment:
-    """Makes an experiment of a config, and checks all of it before anything compiles.
+    """Makes an experiment of a config, and checks all but the loss: see `check`.
 
     Raises:
       ConfigError: one line that says which key is wrong, and how.
@@ -103,7 +103,10 @@ def build(config: dict[str, Any]) -> Experiment:
         seed=config.get("seed", 0),
         init_from=config.get("init_from"),
     )
-    _trace(experiment)
+    params = experiment.model.abstract_params()
+    opt_state = attempt("optimizer", jax.eval_shape, experiment.tx.init, params)
+    update = experiment.tx.update
+    attempt("optimizer", jax.eval_shape, update, params, opt_state, params)
     return experiment
 
 
@@ -155,21 +158,20 @@ def _train_step(loss_fn, tx, learning_rate, ema_decay, num_microbatches, skips):
     return step
 
 
-def _trace(experiment):
-    """Goes through what trains without compiling, so that what fails fails now.
+def check(experiment: Experiment) -> None:
+    """Goes through the training step without compiling it, so that what fails, fails.
 
-    Where the devices here can share a batch, it is the program of the training step,
-    which is not traced again then.
+    Where the devices here can share a batch, it is the program that they will be given,
+    whose first call does not trace it again.
+
+    Raises:
+      ConfigError: what the loss, or the network in it, refuses.
     """
-    params, key = experiment.model.abstract_params(), experiment.keys[1]
-    opt_state = attempt("optimizer", jax.eval_shape, experiment.tx.init, params)
-    update = experiment.tx.update
-    attempt("optimizer", jax.eval_shape, update, params, opt_state, params)
-    options, size = experiment.training, experiment.dataset.section.get("batch_size")
-    parts = jax.device_count() * (1 if options is None else options.num_microbatches)
-    if options is None or not isinstance(size, int) or size < 1 or size % parts:
-        loss_fn, batch = experiment.loss_fn, experiment.abstract_batch(2)
-        attempt("loss", jax.eval_shape, loss_fn, params, batch, key)
+    key, options = experiment.keys[1], experiment.training
+    size, parts = experiment.dataset.batch_size, options.num_microbatches
+    if size % (jax.device_count() * parts):
+        params, batch = experiment.model.abstract_params(), experiment.abstract_batch(2)
+        attempt("loss", jax.eval_shape, experiment.loss_fn, params, batch, key)
         return
     most, state = options.steps_per_call or 1, experiment.abstract_state()
     batch = experiment.abstract_batch(size // jax.process_count())

@@ -15,6 +15,7 @@ import numpy as np
 from ddpm_jax.experiment.build import Experiment, build
 from ddpm_jax.experiment.config import override
 from ddpm_jax.experiment.cost import activations, flops, num_bytes, program_of
+from ddpm_jax.experiment.sections import attempt
 from ddpm_jax.training.keys import random_key
 
 
@@ -67,7 +68,7 @@ def plan(experiment: Experiment, devices: int) -> Plan:
     cond = labels if experiment.model.num_classes else None
     x_t = _shape((part, *experiment.model.image_shape), np.float32)
     gradient = jax.grad(experiment.loss_fn, has_aux=True)
-    step = program_of(gradient, state.params, batch, key)
+    step = attempt("loss", program_of, gradient, state.params, batch, key)
     call = program_of(experiment.model.network.apply, state.params, x_t, labels, cond)
     keys = _shape((part,), key.dtype)
     sample = program_of(experiment.model.sample_fn, state.params, keys, cond)

@@ -70,6 +70,7 @@ def test_what_is_imported_where(path):
             "numpy",
             "ddpm_jax",
             "collections",
+            "functools",
             "typing",
             "warnings",
         )

@@ -7,6 +7,7 @@ Given x_t, any one of these determines the others; a network may predict
     eps                                                           (Ho et al. 2020)
     x_0 = (x_t - sigma_t eps) / alpha_t
     v   = alpha_t eps - sigma_t x_0                       (Salimans & Ho 2022, App. D)
+    x_0 - eps, called "flow"                                          (Liu et al. 2023)
 
 and `Prediction` holds (x_0, eps), from which every sampler continues. Between two
 times s < t, with λ the log-SNR,
@@ -90,6 +91,13 @@ def from_v(schedule: Schedule, x_t: Images, t: Times, v: Images) -> Prediction:
     return Prediction(x_0=alpha_t * x_t - sigma_t * v, eps=sigma_t * x_t + alpha_t * v)
 
 
+def from_flow(schedule: Schedule, x_t: Images, t: Times, flow: Images) -> Prediction:
+    """Reads a prediction of x_0 - eps, well conditioned at every t."""
+    alpha_t, sigma_t = _coefficients(schedule, t, x_t)
+    total = alpha_t + sigma_t
+    return Prediction((x_t + sigma_t * flow) / total, (x_t - alpha_t * flow) / total)
+
+
 class Parameterization(NamedTuple):
     """What a network is asked for.
 
@@ -106,11 +114,12 @@ PARAMETERIZATIONS = {
     "eps": Parameterization(lambda schedule, x_0, t, eps: eps, from_eps),
     "x_0": Parameterization(lambda schedule, x_0, t, eps: x_0, from_x_0),
     "v": Parameterization(velocity, from_v),
+    "flow": Parameterization(lambda schedule, x_0, t, eps: x_0 - eps, from_flow),
 }
 
 
 def parameterization(name: str, schedule: Schedule) -> Parameterization:
-    """Looks up "eps", "x_0" or "v", and checks that it determines x_0 at every t.
+    """Looks up "eps", "x_0", "v" or "flow"; it must determine x_0 at every t.
 
     Raises:
       ValueError: for an unknown name, and for "eps" where alpha_T = 0: at t = T the
@@ -121,7 +130,8 @@ def parameterization(name: str, schedule: Schedule) -> Parameterization:
         raise ValueError(f"unknown parameterization {name!r}; there are: {known}")
     if name == "eps" and ends_in_noise(schedule):
         raise ValueError(
-            "a schedule with zero terminal SNR needs parameterization 'v' or 'x_0': "
+            "a schedule with zero terminal SNR needs parameterization 'v', 'x_0' or "
+            "'flow': "
             "at t = T, x_T is all noise, and predicting eps says nothing about x_0"
         )
     return PARAMETERIZATIONS[name]

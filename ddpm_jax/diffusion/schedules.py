@@ -77,7 +77,8 @@ def log_snr(schedule: Schedule, t: Times) -> Float[Array, "*batch"]:
     if jnp.issubdtype(jnp.result_type(t), jnp.integer):
         return table[t]
     below = jnp.clip(jnp.floor(t).astype(jnp.int32), 1, schedule.num_steps - 1)
-    return table[below] + (t - below) * (table[below + 1] - table[below])
+    share, change = t - below, table[below + 1] - table[below]
+    return table[below] + jnp.where(share > 0, share * change, 0.0)  # not 0 * inf
 
 
 def log_snr_change(schedule: Schedule, t: Times, s: Times) -> Float[Array, "..."]:
@@ -202,6 +203,42 @@ def cosine(
     return from_betas(np.minimum(1 - alpha_sq[1:] / alpha_sq[:-1], max_beta))
 
 
+def log_snr_linear(
+    num_steps: int = 1000, sigma_min: float = 0.002, sigma_max: float = 80.0
+) -> Schedule:
+    """λ_t linear in t, from one noise level sigma / alpha to another.
+
+    The defaults are the range of Karras et al. (2022).
+
+    Args:
+      num_steps: T, at least 2.
+      sigma_min: noise level at t = 1.
+      sigma_max: noise level at t = T.
+
+    Raises:
+      ValueError: for levels that do not rise from above 0, or a single step.
+    """
+    if not 0 < sigma_min < sigma_max < float("inf") or num_steps < 2:
+        raise ValueError(
+            "a schedule linear in the log-SNR needs 0 < sigma_min < sigma_max and 2 "
+            f"steps or more, got {sigma_min}, {sigma_max} and {num_steps}"
+        )
+    ends = -2 * np.log([sigma_min, sigma_max])
+    return Schedule(
+        np.concatenate([[np.inf], np.linspace(*ends, _positive(num_steps))])
+    )
+
+
+def shift(schedule: Schedule, change: float) -> Schedule:
+    """Adds to λ_t at every t.
+
+    Pictures of d x d pixels want 2 log(64 / d) more than those of 64 x 64, for which
+    most schedules were made: noise averages out over more pixels (Hoogeboom et al.
+    2023, Eq. 6).
+    """
+    return Schedule(schedule.log_snr + change)
+
+
 def zero_terminal_snr(schedule: Schedule) -> Schedule:
     """Shifts and scales alpha_t so that x_T is pure noise (Lin et al. 2024, Alg. 1).
 
@@ -242,5 +279,6 @@ SCHEDULES = {
     "sigmoid": sigmoid,
     "constant": constant,
     "cosine": cosine,
+    "log_snr_linear": log_snr_linear,
     "from_betas": from_betas,
 }

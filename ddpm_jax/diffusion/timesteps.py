@@ -110,6 +110,21 @@ def karras(
     return _nearest(table, -2 * rho * np.log(np.linspace(first, last, num_steps)))
 
 
+def flow(schedule: Schedule, num_steps: int) -> Timesteps:
+    """Evenly spaced in flow time τ = α / (α + σ), from 0 towards 1 (Liu et al. 2023).
+
+    Rounded as in `log_snr_uniform`; pure noise is at T.
+
+    Args:
+      schedule: the noise schedule, of T noising steps.
+      num_steps: how many network calls, 1 ... T.
+    """
+    _check(schedule, num_steps)
+    time = np.arange(num_steps) / num_steps
+    with np.errstate(divide="ignore"):  # -inf at pure noise
+        return _nearest(_finite(schedule), 2 * (np.log(time) - np.log1p(-time)))
+
+
 def custom(schedule: Schedule, times) -> Timesteps:
     """The given times, noisiest first; 0 is added at the end if it is not there.
 
@@ -202,5 +217,6 @@ TIMESTEPS = {
     "quadratic": quadratic,
     "log_snr_uniform": log_snr_uniform,
     "karras": karras,
+    "flow": flow,
     "custom": custom,
 }

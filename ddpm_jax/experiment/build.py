@@ -17,9 +17,9 @@ from ddpm_jax.data import images
 from ddpm_jax.distributed import devices
 from ddpm_jax.experiment.config import override
 from ddpm_jax.experiment.dataset import Dataset, make_dataset
-from ddpm_jax.experiment.model import DECIDE, Model, build_model
+from ddpm_jax.experiment.model import DECIDE, Model, build_model, make_loss
 from ddpm_jax.experiment.options import ScoreOptions, score_options, train_options
-from ddpm_jax.experiment.registry import make, resolved, same
+from ddpm_jax.experiment.registry import resolved, same
 from ddpm_jax.experiment.sections import attempt, call
 from ddpm_jax.training import optimizers
 from ddpm_jax.training.keys import random_key
@@ -113,7 +113,7 @@ def build(config: dict[str, Any]) -> Experiment:
 def _trained_by(config):
     """(model, loss_fn, tx, learning_rate) of what decides them in a config."""
     model = build_model(config)
-    loss_fn = make(config, "loss", model.network.apply, model.schedule)
+    loss_fn = make_loss(config, model)
     settings = resolved(config, "optimizer", "name", optimizers.OPTIMIZERS)
     end = config["num_steps"]
     tx, learning_rate = call(

@@ -1,6 +1,7 @@
 """A model: what draws images, made of a config without what trains it."""
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -19,9 +20,12 @@ from ddpm_jax.diffusion import (
     transforms,
 )
 from ddpm_jax.diffusion import timesteps as timesteps_module
+from ddpm_jax.diffusion.conventions import CONVENTIONS
+from ddpm_jax.diffusion.densities import DENSITIES
 from ddpm_jax.diffusion.samplers import loop
+from ddpm_jax.diffusion.weightings import WEIGHTINGS
 from ddpm_jax.errors import ConfigError
-from ddpm_jax.experiment.registry import choose, make, resolved, same
+from ddpm_jax.experiment.registry import bound, choose, make, resolved, same
 from ddpm_jax.experiment.sections import attempt, call, signature
 from ddpm_jax.training.keys import random_key
 
@@ -35,6 +39,12 @@ DECIDE = (
     "sampler",
     "timesteps",
 )
+
+# What came later, and what it was before: left out of protocols where it is still so.
+LATER = {
+    "denoiser": {"guidance": "cfg"},
+    "loss": {"density": None, "weighting": None, "stratified": False},
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -122,7 +132,7 @@ def _build_model(config, like=None):
     image_shape = tuple(config["image_shape"])
     num_classes = config.get("network", {}).get("num_classes", 0)
     schedule = make_schedule(config)
-    network = make(config, "network") if like is None else like.network
+    network = make_network(config, schedule) if like is None else like.network
     init = jax.jit(lambda key: network.init(key, image_shape))
     sampler = make(config, "sampler", schedule)
     timesteps = make(config, "timesteps", schedule)
@@ -172,6 +182,42 @@ def _build_model(config, like=None):
     return model
 
 
+def make_network(
+    config: dict[str, Any], schedule: schedules.Schedule
+) -> networks.Network:
+    """Makes the network of a config, called as all of the house call networks.
+
+    Raises:
+      ConfigError: see `build`.
+    """
+    section = dict(config.get("network", {}))
+    asked = section.pop("convention", None)
+    network = make({**config, "network": section}, "network")
+    asked = {"network": {"convention": asked or network.convention}}
+    convention = bound(asked, "network", "convention", CONVENTIONS, 2)
+    apply = attempt("network.convention", convention, network.apply, schedule)
+    return network._replace(apply=apply)
+
+
+def make_loss(
+    config: dict[str, Any], model: Model
+) -> Callable[..., tuple[jax.Array, dict]]:
+    """Makes the loss of a config: (params, batch, key) -> (loss, metrics).
+
+    Raises:
+      ConfigError: see `build`.
+    """
+    section = dict(config.get("loss", {}))
+    density = bound(config, "loss", "density", DENSITIES)
+    if density is not None:
+        section["density"] = attempt("loss.density", density)
+    weighting = bound(config, "loss", "weighting", WEIGHTINGS, 1)
+    if weighting is not None:
+        section["weighting"] = weighting
+    config = {**config, "loss": section}
+    return make(config, "loss", model.network.apply, model.schedule)
+
+
 def make_schedule(config: dict[str, Any]) -> schedules.Schedule:
     """Makes the schedule of a config.
 
@@ -179,13 +225,21 @@ def make_schedule(config: dict[str, Any]) -> schedules.Schedule:
       ConfigError: see `build`.
     """
     section = dict(config.get("schedule", {}))
+    reference = section.pop("reference_size", None)
     rescale = section.pop("zero_terminal_snr", False)
     if not isinstance(rescale, bool):
         raise ConfigError(
             f"config.schedule.zero_terminal_snr must be True or False, got {rescale!r}"
         )
+    if reference is not None and not (type(reference) is int and reference > 0):
+        raise ConfigError(
+            f"config.schedule.reference_size must be a size or None, got {reference!r}"
+        )
     config = {**config, "schedule": section}
     schedule = make(config, "schedule")
+    if reference is not None:
+        size = min(config["image_shape"][:2])
+        schedule = schedules.shift(schedule, 2 * math.log(reference / size))
     if rescale:
         schedule = attempt("schedule", schedules.zero_terminal_snr, schedule)
     return schedule
@@ -205,6 +259,8 @@ def complete(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
         | config.get(name, {})
         for name, function in called.items()
     }
-    if completed["denoiser"]["guidance"] == "cfg":  # once the only one, without a name
-        del completed["denoiser"]["guidance"]
+    for section, later in LATER.items():
+        for key, before in later.items():
+            if completed[section].get(key) == before:
+                completed[section].pop(key, None)
     return completed

@@ -16,7 +16,7 @@ from ddpm_jax.diffusion.schedules import SCHEDULES, Schedule
 from ddpm_jax.diffusion.timesteps import TIMESTEPS
 from ddpm_jax.errors import ConfigError, unknown
 from ddpm_jax.experiment import code
-from ddpm_jax.experiment.sections import call
+from ddpm_jax.experiment.sections import call, check
 from ddpm_jax.networks import NETWORKS, Network
 
 
@@ -111,6 +111,34 @@ def same(make: Callable, config: dict[str, Any]):
 @functools.lru_cache(maxsize=16)
 def _same(make, text, precise):
     return make(json.loads(text))
+
+
+def bound(
+    config: dict[str, Any], section: str, key: str, known, first: int = 0
+) -> Callable | None:
+    """Returns the function that a key of a section names, with its settings.
+
+    The value is a name, or a dictionary of `name` and further arguments, as in
+    {"name": "min_snr", "gamma": 5}.
+
+    Args:
+      config: the config.
+      section: the section.
+      key: the key, which need not be there: then there is no function.
+      known: what we have by name.
+      first: how many of the function's first arguments are no settings.
+
+    Raises:
+      ConfigError: see `find`; and for a setting that the function does not have.
+    """
+    value = config.get(section, {}).get(key)
+    if value is None:
+        return None
+    settings = dict(value) if isinstance(value, dict) else {"name": value}
+    place = f"{section}.{key}"
+    function = find(f"config.{place}", str(settings.pop("name", None)), known)
+    check(settings, place, function, first)
+    return functools.partial(function, **settings)
 
 
 def resolved(config: dict[str, Any], section: str, key: str, known) -> dict[str, Any]:

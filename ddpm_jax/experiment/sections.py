@@ -31,9 +31,27 @@ def call(settings, section: str, constructor: Callable, *given, also=(), **fixed
       ConfigError: for an unknown key or a value of another type, naming the key, and
         for what the constructor refuses.
     """
+    check(settings, section, constructor, len(given), {*also}, {*fixed})
+    return attempt(section, constructor, *given, **settings, **fixed)
+
+
+def check(settings, section: str, constructor: Callable, first=0, also=(), fixed=()):
+    """Checks that the keys of a section are arguments of a constructor, of their types.
+
+    Args:
+      settings: the section.
+      section: its name.
+      constructor: what it is for.
+      first: how many of its first arguments do not come from the section.
+      also: keys of the section that are for something else, for the hint.
+      fixed: further arguments that do not come from the section.
+
+    Raises:
+      ConfigError: naming the key.
+    """
     parameters = signature(constructor).parameters
     is_open = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    accepted = {*list(parameters)[len(given) :], *also} - {*fixed}
+    accepted = {*list(parameters)[first:], *also} - {*fixed}
     for key, value in settings.items():
         if key in accepted:
             wanted = parameters[key].annotation
@@ -43,7 +61,6 @@ def call(settings, section: str, constructor: Callable, *given, also=(), **fixed
                 )
         elif not is_open:
             raise ConfigError(unknown(f"config.{section} key", key, accepted))
-    return attempt(section, constructor, *given, **settings, **fixed)
 
 
 def signature(constructor: Callable) -> inspect.Signature:

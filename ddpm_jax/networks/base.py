@@ -19,6 +19,9 @@ class Network(NamedTuple):
         as 0, class labels cond [batch] (or None), and one key per example where
         training (None: no dropout). Output as x_t, or with twice its channels where the
         network learns its variance.
+      convention: what it calls time and how its input is scaled, as
+        `diffusion.conventions` names it, or with settings, as in {"name": "edm",
+        "sigma_data": 0.5}. The above is "index".
       remarks: image_shape -> what of its settings has no effect on such images, in a
         line each.
     """
@@ -26,6 +29,7 @@ class Network(NamedTuple):
     init: Callable[[Array, tuple[int, int, int]], Any]
     apply: Callable[..., Float[Array, "batch height width out"]]
     remarks: Callable[[tuple[int, int, int]], list[str]] = lambda image_shape: []
+    convention: str | dict[str, Any] = "index"
 
 
 def check_labels(labels, num_classes: int) -> None:

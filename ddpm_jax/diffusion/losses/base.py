@@ -5,15 +5,29 @@ from typing import Any
 
 import jax
 
+from ddpm_jax.diffusion import densities
 from ddpm_jax.diffusion.denoisers import call_network
 from ddpm_jax.diffusion.process import diffuse
+
+UNIFORM = densities.uniform()
 
 # (params, batch, key) -> (loss, metrics)
 LossFn = Callable[[Any, dict, jax.Array], tuple[jax.Array, dict]]
 
 
-def draw_and_call(apply, schedule, params, batch, key):
+def draw_and_call(
+    apply, schedule, params, batch, key, density=UNIFORM, stratified=False
+):
     """Draws a time and noise for each image, and calls the network on what they make.
+
+    Args:
+      apply: the network.
+      schedule: the noise schedule.
+      params: of the network.
+      batch: "image", "id" and "label" (see this package).
+      key: of the step.
+      density: of the times.
+      stratified: whether times are spread evenly over the batch.
 
     Returns:
       x_0, x_t, t [batch], eps, and what `call_network` returns.
@@ -23,10 +37,12 @@ def draw_and_call(apply, schedule, params, batch, key):
 
     def draw(key, x):
         key_t, key_eps, key_dropout = jax.random.split(key, 3)
-        t = jax.random.randint(key_t, (), 1, schedule.num_steps + 1)
-        return t, jax.random.normal(key_eps, x.shape, x.dtype), key_dropout
+        eps = jax.random.normal(key_eps, x.shape, x.dtype)
+        return density.draw(schedule, key_t), eps, key_dropout
 
     t, eps, dropout_keys = jax.vmap(draw)(keys, x_0)
+    if stratified:
+        t = density.quantile(schedule, densities.spread(key, batch["id"]))
     x_t = diffuse(schedule, x_0, t, eps)
     called = call_network(apply, params, x_t, t, batch.get("label"), dropout_keys)
     return x_0, x_t, t, eps, *called

@@ -1,33 +1,58 @@
-"""The loss of denoising, of Ho et al. 2020."""
+"""The loss of denoising: of Ho et al. 2020, at any noise levels, with any weights."""
 
 from collections.abc import Callable
 
 import jax.numpy as jnp
 
+from ddpm_jax.diffusion import densities, weightings
+from ddpm_jax.diffusion.densities import Density
 from ddpm_jax.diffusion.losses.base import LossFn, draw_and_call
 from ddpm_jax.diffusion.process import parameterization
-from ddpm_jax.diffusion.schedules import Schedule
+from ddpm_jax.diffusion.schedules import Schedule, log_snr
 
 
-def simple(apply: Callable, schedule: Schedule, predicts: str = "eps") -> LossFn:
-    """The mean squared error of a network that predicts "eps", "x_0" or "v".
+def simple(
+    apply: Callable,
+    schedule: Schedule,
+    predicts: str = "eps",
+    density: Density | None = None,
+    weighting: Callable | None = None,
+    stratified: bool = False,
+) -> LossFn:
+    """The mean squared error of a network that predicts "eps", "x_0", "v" or "flow".
+
+    Args:
+      apply: the network.
+      schedule: the noise schedule.
+      predicts: what the network predicts.
+      density: of the noise levels, by default `densities.uniform()`.
+      weighting: λ -> the logarithm of the weight of ‖x̂_0 - x_0‖² (see `weightings`),
+        by default that of a plain error of what is predicted.
+      stratified: whether the levels of a batch are spread evenly, instead of drawn
+        independently, so that its loss varies less.
 
     Raises:
       ValueError: see `process.parameterization`; for a network of learned variance,
         which this would leave untrained.
     """
     target = parameterization(predicts, schedule).target
+    density = density or densities.uniform()
+    weight = weighting and weightings.relative(weighting, predicts)
 
     def loss_fn(params, batch, key):
         x_0, x_t, t, eps, output, fraction = draw_and_call(
-            apply, schedule, params, batch, key
+            apply, schedule, params, batch, key, density, stratified
         )
         if fraction is not None:
             raise ValueError(
                 "the loss 'simple' does not train a learned variance: choose 'hybrid', "
                 "'vlb', or a network without it"
             )
-        loss = jnp.mean((output - target(schedule, x_0, t, eps)) ** 2)
+        error = (output - target(schedule, x_0, t, eps)) ** 2
+        if weight is not None:
+            own = jnp.mean(error, axis=tuple(range(1, error.ndim)))
+            error = weight(log_snr(schedule, t)) * own
+        loss = jnp.mean(error)
         return loss, {"loss": loss}
 
     return loss_fn

@@ -8,6 +8,7 @@
 | `unipc` | the ODE | 3 | Zhao et al. 2023 |
 | `plms` | the ODE | 2 | Liu et al. 2022 |
 | `heun` | the ODE, with churn the SDE | 2 | Karras et al. 2022 |
+| `heun_flow` | the ODE, in flow time | 2 | Li & He 2025 |
 | `probability_flow` | the ODE, by Euler's method | 1 | Song et al. 2021b |
 | `reverse_sde` | the SDE, by Euler-Maruyama | 1 | Song et al. 2021b |
 
@@ -20,7 +21,7 @@ state.
 from ddpm_jax.diffusion.samplers.adams_bashforth import plms
 from ddpm_jax.diffusion.samplers.base import Sampler, SamplerState, standard_normal
 from ddpm_jax.diffusion.samplers.dpm_solver import dpmpp_2m, dpmpp_3m
-from ddpm_jax.diffusion.samplers.edm import heun
+from ddpm_jax.diffusion.samplers.edm import heun, heun_flow
 from ddpm_jax.diffusion.samplers.first_order import ddim, ddpm
 from ddpm_jax.diffusion.samplers.loop import draw_prior, make_sample_fn, sample
 from ddpm_jax.diffusion.samplers.predictor_corrector import unipc
@@ -34,6 +35,7 @@ SAMPLERS = {
     "unipc": unipc,
     "plms": plms,
     "heun": heun,
+    "heun_flow": heun_flow,
     "probability_flow": probability_flow,
     "reverse_sde": reverse_sde,
 }
@@ -50,6 +52,7 @@ __all__ = [
     "dpmpp_2m",
     "dpmpp_3m",
     "heun",
+    "heun_flow",
     "plms",
     "probability_flow",
     "reverse_sde",

@@ -1,9 +1,13 @@
-"""Heun's second order method on the probability-flow ODE (Karras et al. 2022).
+"""Heun's second order method on the probability-flow ODE.
 
-With noise level σ̂ = sigma / alpha and x̂ = x / alpha, the ODE is dx̂ / dσ̂ = eps. A step
-follows the mean of eps at its beginning and, after a trial step, at its end. With
+With noise level σ̂ = sigma / alpha and x̂ = x / alpha, the ODE is dx̂ / dσ̂ = eps; with
+flow time τ = alpha / (alpha + sigma) and z = x / (alpha + sigma), it is dz / dτ = x_0 -
+eps. A step follows the mean of that at its beginning and, after a trial step, at its
+end: `heun` in the noise level (Karras et al. 2022), `heun_flow` in flow time. With
 churn, noise is added before each step to raise σ̂ by a share, which makes it an SDE.
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -69,13 +73,43 @@ def heun(
     def step(denoiser, keys, state, t, s):
         x, t = stir(keys, state.x, t) if churn else (state.x, t)
         prediction = denoiser(x, t)
-        x_s = mean(schedule, prediction, t, s, 0.0)
 
         def correct(x_s):
             eps = (prediction.eps + denoiser(x_s, s).eps) / 2
             return turn(schedule, prediction, t, s, eps)
 
-        x_s = jax.lax.cond(jnp.asarray(s) > 0, correct, lambda x_s: x_s, x_s)
-        return SamplerState(x_s), prediction
+        return _corrected(schedule, prediction, t, s, correct)
 
     return Sampler(SamplerState, step, calls=2)
+
+
+def heun_flow(schedule: Schedule) -> Sampler:
+    """Heun's method in flow time, as rectified flows are sampled (Li & He 2025).
+
+    A step is two network calls, the last one, to s = 0, one. Even steps in flow time
+    are `timesteps.flow`.
+
+    Args:
+      schedule: the noise schedule.
+    """
+
+    def step(denoiser, keys, state, t, s):
+        prediction = denoiser(state.x, t)
+
+        def correct(x_s):
+            after = denoiser(x_s, s)
+            time_t, time_s = (jax.nn.sigmoid(log_snr(schedule, u) / 2) for u in (t, s))
+            change = (after.x_0 - after.eps) - (prediction.x_0 - prediction.eps)
+            length = sum(alpha_sigma(schedule, s)) * (time_s - time_t) / 2
+            return x_s + length * change
+
+        return _corrected(schedule, prediction, t, s, correct)
+
+    return Sampler(SamplerState, step, calls=2)
+
+
+def _corrected(schedule: Schedule, prediction, t, s, correct: Callable):
+    """Euler's step, and what `correct` makes of it unless it is the last."""
+    x_s = mean(schedule, prediction, t, s, 0.0)
+    x_s = jax.lax.cond(jnp.asarray(s) > 0, correct, lambda x_s: x_s, x_s)
+    return SamplerState(x_s), prediction

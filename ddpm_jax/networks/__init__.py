@@ -1,8 +1,17 @@
 """Networks behind one small interface: `Network(init, apply)`."""
 
 from ddpm_jax.networks.base import Network, check_labels, from_flax
+from ddpm_jax.networks.edm_unets import ddpmpp, ncsnpp
 from ddpm_jax.networks.unets import unet
 
-NETWORKS = {"unet": unet}
+NETWORKS = {"unet": unet, "ddpmpp": ddpmpp, "ncsnpp": ncsnpp}
 
-__all__ = ["NETWORKS", "Network", "check_labels", "from_flax", "unet"]
+__all__ = [
+    "NETWORKS",
+    "Network",
+    "check_labels",
+    "ddpmpp",
+    "from_flax",
+    "ncsnpp",
+    "unet",
+]

@@ -40,12 +40,12 @@ def edm(apply: Callable, schedule: Schedule, sigma_data: float = 0.5) -> Callabl
     if not 0 < sigma_data < float("inf"):
         raise ValueError(f"sigma_data must be positive, got {sigma_data}")
 
-    def denoise(params, x_t, index, cond=None, dropout_keys=None):
+    def denoise(params, x_t, index, cond=None, dropout_keys=None, **more):
         alpha, sigma, noise = _of(schedule, index, x_t)
         c_in = 1 / jnp.sqrt(sigma**2 + (alpha * sigma_data) ** 2)  # of x_t
         c_skip = alpha * sigma_data**2 * c_in**2
         c_out = sigma * sigma_data * c_in
-        output = apply(params, c_in * x_t, -noise / 8, cond, dropout_keys)
+        output = apply(params, c_in * x_t, -noise / 8, cond, dropout_keys, **more)
         if output.shape != x_t.shape:
             raise ValueError(
                 f"the network's output {output.shape} is not of the images' shape "
@@ -67,10 +67,10 @@ def flow(apply: Callable, schedule: Schedule) -> Callable:
       schedule: the noise schedule.
     """
 
-    def predict(params, x_t, index, cond=None, dropout_keys=None):
+    def predict(params, x_t, index, cond=None, dropout_keys=None, **more):
         alpha, sigma, noise = _of(schedule, index, x_t)
         z, time = x_t / (alpha + sigma), jax.nn.sigmoid(noise / 2)
-        return apply(params, z, time, cond, dropout_keys)
+        return apply(params, z, time, cond, dropout_keys, **more)
 
     return predict
 

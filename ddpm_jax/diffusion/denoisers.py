@@ -18,7 +18,7 @@ Denoiser = Callable[..., Prediction]
 
 
 def call_network(
-    apply: Callable, params, x_t: Images, t: Times, cond=None, dropout_keys=None
+    apply: Callable, params, x_t: Images, t: Times, cond=None, dropout_keys=None, **more
 ) -> tuple[Images, Images | None]:
     """Calls a network at time t: the one place that knows what networks call time.
 
@@ -31,6 +31,7 @@ def call_network(
       t: times in 1 ... T, a scalar or [batch].
       cond: what the network is conditioned on, or None.
       dropout_keys: one key per example while training, None otherwise.
+      **more: what else the network is told while training, such as `augmentation`.
 
     Returns:
       (output, fraction): what was predicted, in the shape of x_t, and where a learned
@@ -41,7 +42,7 @@ def call_network(
       ValueError: if the output has neither the images' channels nor twice as many.
     """
     index = jnp.broadcast_to(jnp.asarray(t) - 1, x_t.shape[:1])
-    output = apply(params, x_t, index, cond, dropout_keys)
+    output = apply(params, x_t, index, cond, dropout_keys, **more)
     if output.shape == x_t.shape:
         return output, None
     if output.shape != (*x_t.shape[:-1], 2 * x_t.shape[-1]):

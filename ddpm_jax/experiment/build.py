@@ -21,7 +21,7 @@ from ddpm_jax.experiment.model import DECIDE, Model, build_model, make_loss
 from ddpm_jax.experiment.options import ScoreOptions, score_options, train_options
 from ddpm_jax.experiment.registry import resolved, same
 from ddpm_jax.experiment.sections import attempt, call
-from ddpm_jax.training import optimizers
+from ddpm_jax.training import augmentation, optimizers
 from ddpm_jax.training.keys import random_key
 from ddpm_jax.training.loop import TrainOptions
 from ddpm_jax.training.step import TrainState, init_state, make_train_step
@@ -120,8 +120,19 @@ def _trained_by(config):
         settings, "optimizer", optimizers.make_optimizer, num_steps=end
     )
 
+    augmented = 0.0 if training is None else training.augmentation
+    if augmented and model.network.augmentation != augmentation.NUM_LABELS:
+        raise ConfigError(
+            "config.train.augmentation needs a network that is told of it, such as "
+            f"ddpmpp with config.network.augmentation={augmentation.NUM_LABELS}: "
+            "samples would be augmented otherwise"
+        )
+
     def of_batch(params, batch, key):
-        return loss_fn(params, _on_device(batch, model.num_classes), key)
+        batch = _on_device(batch, model.num_classes)
+        if augmented:
+            batch = _augmented(batch, key, augmented)
+        return loss_fn(params, batch, key)
 
     return model, of_batch, tx, learning_rate
 
@@ -183,3 +194,12 @@ def _on_device(batch, num_classes):
     """A host batch as the loss wants it: float images, labels only if used."""
     prepared = {"image": images.to_float(batch["image"]), "id": batch["id"]}
     return {**prepared, "label": batch["label"]} if num_classes else prepared
+
+
+def _augmented(batch, key, probability):
+    """A batch with its images augmented, and what was done to each."""
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(
+        jax.random.fold_in(key, 1), batch["id"]
+    )
+    images, told = augmentation.augment(batch["image"], keys, probability)
+    return {**batch, "image": images, "augmentation": told}

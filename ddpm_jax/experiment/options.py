@@ -123,6 +123,7 @@ def train_options(config: dict[str, Any]) -> TrainOptions:
         "sample_every": 0,
         "ema_decay": 0,
         "max_skipped": 0,
+        "augmentation": 0,
         "deterministic": 0,
     }
     for name, value in options._asdict().items():
@@ -130,10 +131,10 @@ def train_options(config: dict[str, Any]) -> TrainOptions:
             raise ConfigError(
                 f"config.train.{name} must be {least[name]} or more, got {value}"
             )
-    if options.ema_decay >= 1:
-        raise ConfigError(
-            f"config.train.ema_decay must be below 1, got {options.ema_decay}"
-        )
+    for name in ("ema_decay", "augmentation"):
+        value = getattr(options, name)
+        if value >= 1:
+            raise ConfigError(f"config.train.{name} must be below 1, got {value}")
     return options
 
 

@@ -19,6 +19,8 @@ class Network(NamedTuple):
         as 0, class labels cond [batch] (or None), and one key per example where
         training (None: no dropout). Output as x_t, or with twice its channels where the
         network learns its variance.
+      augmentation: how many numbers `apply` takes as `augmentation`, [batch, numbers],
+        that tell how training images were augmented; 0 where it takes none.
       convention: what it calls time and how its input is scaled, as
         `diffusion.conventions` names it, or with settings, as in {"name": "edm",
         "sigma_data": 0.5}. The above is "index".
@@ -29,6 +31,7 @@ class Network(NamedTuple):
     init: Callable[[Array, tuple[int, int, int]], Any]
     apply: Callable[..., Float[Array, "batch height width out"]]
     remarks: Callable[[tuple[int, int, int]], list[str]] = lambda image_shape: []
+    augmentation: int = 0
     convention: str | dict[str, Any] = "index"
 
 

@@ -285,7 +285,8 @@ def _network(sigma_data, **settings):
         given = (x, level, cond, dropout_keys, augmentation)
         return module.apply({"params": params}, *given)
 
-    return Network(init, apply, convention=convention)
+    numbers = module.augmentation
+    return Network(init, apply, augmentation=numbers, convention=convention)
 
 
 def _check(module):

@@ -40,6 +40,8 @@ class TrainOptions(NamedTuple):
         processes as many, up to 8, as hide what a call costs their hosts. More than 1
         is slow on a CPU, whose XLA runs convolutions of a loop on one core, and rounds
         otherwise. Calls end where something is saved or drawn.
+      augmentation: probability of each augmentation of training images that does not
+        leak (see `training.augmentation`), 0 for none; the network is told of them.
       deterministic: whether GPUs give the same bits each time, as others do anyway.
     """
 
@@ -55,6 +57,7 @@ class TrainOptions(NamedTuple):
     timeout: float = 1800
     steps_per_call: int | None = None
     deterministic: bool = False
+    augmentation: float = 0.0
 
     @property
     def in_flight(self) -> int:

@@ -10,7 +10,8 @@ from its own key, so a loss does not depend on how a batch is cut.
 
 A loss is loss_fn(params, batch, key) -> (loss, metrics). `batch` holds "image", float
 [batch, height, width, channels] in [-1, 1]; "id", uint32 [batch], which tells examples'
-random numbers apart; and "label", int [batch], where the network is conditional. The
+random numbers apart; "label", int [batch], where the network is conditional; and
+"augmentation", [batch, numbers], where it is told how images were augmented. The
 network is `apply`, (params, x_t, index [batch], cond, dropout_keys [batch]) -> output.
 """
 

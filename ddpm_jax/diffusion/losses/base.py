@@ -44,5 +44,7 @@ def draw_and_call(
     if stratified:
         t = density.quantile(schedule, densities.spread(key, batch["id"]))
     x_t = diffuse(schedule, x_0, t, eps)
-    called = call_network(apply, params, x_t, t, batch.get("label"), dropout_keys)
+    told = {key: batch[key] for key in ("augmentation",) if key in batch}
+    label = batch.get("label")
+    called = call_network(apply, params, x_t, t, label, dropout_keys, **told)
     return x_0, x_t, t, eps, *called

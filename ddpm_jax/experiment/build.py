@@ -90,9 +90,10 @@ def build(config: dict[str, Any]) -> Experiment:
     """
     config = override(config, ())
     training = train_options(config) if "train" in config else None
-    end = None if training is None else training.num_steps
     deciding = {key: config[key] for key in (*DECIDE, "optimizer") if key in config}
-    model, *trained_by = same(_trained_by, {**deciding, "num_steps": end})
+    deciding["num_steps"] = None if training is None else training.num_steps
+    deciding["augmentation"] = 0.0 if training is None else training.augmentation
+    model, *trained_by = same(_trained_by, deciding)
     experiment = Experiment(
         config,
         dataclasses.replace(model, config=config),
@@ -120,7 +121,7 @@ def _trained_by(config):
         settings, "optimizer", optimizers.make_optimizer, num_steps=end
     )
 
-    augmented = 0.0 if training is None else training.augmentation
+    augmented = config["augmentation"]
     if augmented and model.network.augmentation != augmentation.NUM_LABELS:
         raise ConfigError(
             "config.train.augmentation needs a network that is told of it, such as "

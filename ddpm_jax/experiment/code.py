@@ -19,8 +19,8 @@ from ddpm_jax.files import atomic_write
 
 # In the folder of a run: the files that its config names, as they were.
 _FOLDER, _INDEX = "code", "files.json"
-# The keys of sections that name a function.
-NAMING = ("name", "guidance")
+# The keys of sections that name a function, or hold a dictionary whose `name` does.
+NAMING = ("name", "guidance", "density", "weighting", "convention")
 
 
 def named(text: str) -> Callable:
@@ -110,8 +110,13 @@ def kept(workdir: str | Path, config: dict[str, Any]) -> dict[str, Any]:
     index, config = _index(workdir), dict(config)
     for section, key, place, name in [*_references(config)]:
         if place in index and not _is_still(place, index[place]):
-            copy = Path(workdir, _FOLDER, index[place])
-            config[section] = {**config[section], key: f"{copy}:{name}"}
+            named, before = (
+                f"{Path(workdir, _FOLDER, index[place])}:{name}",
+                config[section],
+            )
+            if isinstance(before[key], dict):
+                named = {**before[key], "name": named}
+            config[section] = {**before, key: named}
     return config
 
 
@@ -129,6 +134,8 @@ def _references(config):
     """Yields (section, key, file, function) of each "file.py:function"."""
     for section, values in config.items():
         for key, text in values.items() if isinstance(values, dict) else ():
+            if isinstance(text, dict):
+                text = text.get("name")
             if key in NAMING and isinstance(text, str):
                 place, _, name = text.rpartition(":")
                 if place.endswith(".py"):

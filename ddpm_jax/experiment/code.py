@@ -110,13 +110,11 @@ def kept(workdir: str | Path, config: dict[str, Any]) -> dict[str, Any]:
     index, config = _index(workdir), dict(config)
     for section, key, place, name in [*_references(config)]:
         if place in index and not _is_still(place, index[place]):
-            named, before = (
-                f"{Path(workdir, _FOLDER, index[place])}:{name}",
-                config[section],
-            )
-            if isinstance(before[key], dict):
-                named = {**before[key], "name": named}
-            config[section] = {**before, key: named}
+            copy, values = Path(workdir, _FOLDER, index[place]), config[section]
+            instead = f"{copy}:{name}"
+            if isinstance(values[key], dict):
+                instead = {**values[key], "name": instead}
+            config[section] = {**values, key: instead}
     return config
 
 

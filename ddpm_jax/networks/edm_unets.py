@@ -160,7 +160,7 @@ class EDMUNet(nn.Module):
             normal = nn.initializers.normal(FREQUENCIES)
             frequencies = self.param("frequencies", normal, (self.channels,))
             frequencies = jax.lax.stop_gradient(frequencies)  # they are not trained
-            angles = 2 * np.pi * level[:, None] * frequencies
+            angles = 2 * np.pi * level[:, None] * frequencies[None]
             h = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
         else:
             width = self.channels

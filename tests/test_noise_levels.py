@@ -59,7 +59,7 @@ MISTAKES = {
     "loss.weighting={'name': 'min_snr', 'gamma': 'five'}": "gamma must be a number",
     "loss.weighting=nowhere.py:f": "nowhere.py",
     "network.convention=edn": "config.network.convention: unknown name 'edn'",
-    "network.convention={'name': 'edm', 'sigma_data': 0}": "must be positive",
+    "network.convention={'name': 'edm', 'sigma_data': 0.0}": "must be positive",
     "schedule.reference_size=big": "reference_size must be a size or None, got 'big'",
     "train.augmentation=0.1": "needs a network that is told of it, such as ddpmpp",
 }
@@ -116,14 +116,13 @@ def mine(log_snr, factor: float = 1.0):
 
 
 def test_a_weighting_of_ones_own_goes_into_the_run(tmp_path, monkeypatch):
+    weighting = "loss.weighting={'name': 'mine.py:mine', 'factor': 2.0}"
+    one, two = tiny(*PLAIN, "loss.weighting=mine.py:mine"), tiny(*PLAIN, weighting)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(WEIGHT)
-    weighting = "loss.weighting={'name': 'mine.py:mine', 'factor': 2.0}"
-    config = tiny(*PLAIN, weighting)
-    one, two = tiny(*PLAIN, "loss.weighting=mine.py:mine"), config
     np.testing.assert_allclose(
         2 * loss_of(build.build(one)), loss_of(build.build(two)), rtol=1e-6
     )
-    assert fit(config, tmp_path / "run") == 0
+    assert fit(two, tmp_path / "run") == 0
     (tmp_path / "mine.py").unlink()
     assert jnp.isfinite(jax.tree.leaves(ddpm_jax.load("run").params)[0]).all()

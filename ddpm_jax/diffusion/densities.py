@@ -101,7 +101,7 @@ DENSITIES = {
 }
 
 
-def spread(key: Array, ids: Array) -> Float[Array, " batch"]:
+def spread(key: Array, ids: Array | np.ndarray) -> Float[Array, " batch"]:
     """Returns a number in [0, 1] for each example, evenly spread over successive ids.
 
     Args:

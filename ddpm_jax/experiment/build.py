@@ -15,6 +15,7 @@ import optax
 
 from ddpm_jax.data import images
 from ddpm_jax.distributed import devices
+from ddpm_jax.errors import ConfigError
 from ddpm_jax.experiment.config import override
 from ddpm_jax.experiment.dataset import Dataset, make_dataset
 from ddpm_jax.experiment.model import DECIDE, Model, build_model, make_loss

@@ -77,36 +77,33 @@ def test_the_first_network_says_nothing():
 
 def test_what_it_is_told_has_its_effect():
     network = networks.ddpmpp(**SMALL, dropout=0.2)
+    apply = jax.jit(network.apply)
     params = jax.tree.map(jnp.asarray, random_weights(network))
     x, level = jax.random.normal(jax.random.key(1), (2, *SHAPE)), jnp.zeros(2)
-    plain = network.apply(params, x, level, jnp.array([0, 3]))
-    assert (
-        np.abs(plain - network.apply(params, x, level + 0.1, jnp.array([0, 3]))).max()
-        > 0.01
-    )
-    other = network.apply(params, x, level, jnp.array([1, 3]))
+    plain = apply(params, x, level, jnp.array([0, 3]))
+    assert np.abs(plain - apply(params, x, level + 0.1, jnp.array([0, 3]))).max() > 0.01
+    other = apply(params, x, level, jnp.array([1, 3]))
     assert np.abs(other - plain)[0].max() > 0.01
     np.testing.assert_array_equal(other[1], plain[1])
-    np.testing.assert_allclose(network.apply(params, x, level)[1], plain[1], atol=1e-5)
-    zeros = network.apply(
-        params, x, level, jnp.array([0, 3]), augmentation=jnp.zeros((2, 9))
-    )
+    np.testing.assert_allclose(apply(params, x, level)[1], plain[1], atol=1e-5)
+    zeros = apply(params, x, level, jnp.array([0, 3]), augmentation=jnp.zeros((2, 9)))
     np.testing.assert_allclose(zeros, plain, atol=1e-5)
     keys = jax.random.split(jax.random.key(2), 2)
-    dropped = network.apply(params, x, level, jnp.array([0, 3]), keys)
+    dropped = apply(params, x, level, jnp.array([0, 3]), keys)
     assert np.abs(dropped - plain).max() > 0.01
 
 
 def test_its_dropout_is_of_each_example():
     network = networks.ncsnpp(**SMALL, dropout=0.2)
+    apply = jax.jit(network.apply)
     params = jax.tree.map(jnp.asarray, random_weights(network))
     x, keys = (
         jax.random.normal(jax.random.key(1), (4, *SHAPE)),
         jax.random.split(jax.random.key(2), 4),
     )
     labels = jnp.arange(4) % 3
-    whole = network.apply(params, x, jnp.zeros(4), labels, keys)
-    part = network.apply(params, x[2:], jnp.zeros(2), labels[2:], keys[2:])
+    whole = apply(params, x, jnp.zeros(4), labels, keys)
+    part = apply(params, x[2:], jnp.zeros(2), labels[2:], keys[2:])
     np.testing.assert_allclose(whole[2:], part, atol=1e-4)
 
 
@@ -117,7 +114,7 @@ def test_frequencies_are_not_trained():
     loss = lambda params: jnp.sum(
         network.apply(params, x, jnp.ones(2), jnp.array([0, 1])) ** 2
     )
-    gradient = jax.grad(loss)(params)
+    gradient = jax.jit(jax.grad(loss))(params)
     assert not gradient["frequencies"].any() and gradient["level_0"]["kernel"].any()
 
 

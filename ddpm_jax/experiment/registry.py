@@ -108,7 +108,7 @@ def same(make: Callable, config: dict[str, Any]):
     return _same(make, json.dumps(config), jax.config.jax_enable_x64)
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=64)
 def _same(make, text, precise):
     return make(json.loads(text))
 

@@ -183,12 +183,13 @@ def test_a_file_that_fails_is_named(mine):
 
 
 NAMES = {
-    "schedule": "constant cosine from_betas linear quadratic sigmoid",
-    "network": "unet",
+    "schedule": "constant cosine from_betas linear log_snr_linear quadratic sigmoid",
+    "network": "ddpmpp ncsnpp unet",
     "loss": "hybrid simple vlb",
-    "sampler": "ddim ddpm dpmpp_2m dpmpp_3m heun plms probability_flow reverse_sde "
-    "unipc",
-    "timesteps": "custom karras leading linspace log_snr_uniform quadratic trailing",
+    "sampler": "ddim ddpm dpmpp_2m dpmpp_3m heun heun_flow plms probability_flow "
+    "reverse_sde unipc",
+    "timesteps": "custom flow karras leading linspace log_snr_uniform quadratic "
+    "trailing",
     "data": "arrays digits folder tfds",
 }
 

@@ -11,7 +11,7 @@ from ddpm_jax.errors import ConfigError
 from ddpm_jax.experiment import build, model
 
 PLAIN = ("loss={'name': 'simple', 'predicts': 'v'}", "network.learned_variance=False")
-PLAIN += ("sampler={'name': 'ddim'}",)
+PLAIN += ("sampler={'name': 'ddim'}", "network.channel_mults=[1]")
 
 
 def built(*changes):
@@ -32,7 +32,7 @@ def test_what_is_not_said_is_as_ever():
     """By name, the same as by default: uniform times, the plain error of v."""
     plain = loss_of(built())
     named = loss_of(built("loss.density=uniform", "loss.weighting=v"))
-    np.testing.assert_allclose(plain, named, rtol=1e-6)
+    np.testing.assert_allclose(plain, named, rtol=1e-5)  # sums of another order
     for change in (
         "loss.density=edm",
         "loss.weighting=min_snr",
@@ -87,12 +87,12 @@ def test_a_schedule_of_small_images_is_shifted_for_large_ones():
 
 
 EDM = (
-    "network={'name': 'ddpmpp', 'channels': 8, 'channel_mults': [1, 2], "
-    "'num_res_blocks': 1, 'attention_resolutions': [4], 'num_classes': 10, "
+    "network={'name': 'ddpmpp', 'channels': 8, 'channel_mults': [1], "
+    "'num_res_blocks': 1, 'attention_resolutions': [], 'num_classes': 10, "
     "'label_dropout': 0.1, 'augmentation': 9}",
     "schedule={'name': 'log_snr_linear', 'num_steps': 100}",
     "loss={'name': 'simple', 'predicts': 'x_0', 'density': 'edm', 'weighting': 'edm'}",
-    "sampler={'name': 'heun'}",
+    "sampler={'name': 'ddim'}",
     "timesteps={'name': 'karras', 'num_steps': 4}",
     "train.augmentation=0.12",
 )

@@ -108,7 +108,7 @@ def test_forward_variances_compose(x64, schedule):
 
 
 def test_eps_is_refused_at_zero_terminal_snr():
-    with pytest.raises(ValueError, match="'v' or 'x_0'"):
+    with pytest.raises(ValueError, match="'v', 'x_0' or 'flow'"):
         process.parameterization("eps", SCHEDULES[2])
     assert process.parameterization("v", SCHEDULES[2]).read is process.from_v
     with pytest.raises(ValueError, match="unknown parameterization 'noise'"):

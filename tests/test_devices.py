@@ -54,14 +54,14 @@ def test_gradients_and_losses_do_not_depend_on_devices(params):
     tx = optax.sgd(1.0)
     loss_fn = losses.simple(NETWORK.apply, SCHEDULE)
     one = jax.jit(make_train_step(loss_fn, tx, 0.9))
-    many = devices.parallel_step(
-        make_train_step(loss_fn, tx, 0.9, axis_name=devices.AXIS)
+    many = devices.parallel_steps(
+        make_train_step(loss_fn, tx, 0.9, axis_name=devices.AXIS), most=1
     )
     assert jax.local_device_count() == 8
     alone, shared = init_state(params, tx), init_state(params, tx)
     for step in range(2):
         alone, metrics = one(alone, batch(), KEY)
-        shared, shared_metrics, _ = many(shared, batch(), KEY)
+        shared, shared_metrics, _ = many(shared, [batch()], KEY)
         for name in metrics:
             np.testing.assert_allclose(
                 metrics[name], shared_metrics[name], rtol=1e-4, err_msg=f"{name} {step}"
@@ -74,12 +74,12 @@ def test_gradients_and_losses_do_not_depend_on_devices(params):
 def test_the_state_is_donated_and_comes_out_whole(params):
     tx = optax.adam(1e-3)
     loss_fn = losses.simple(NETWORK.apply, SCHEDULE)
-    step = devices.parallel_step(
-        make_train_step(loss_fn, tx, 0.9, axis_name=devices.AXIS)
+    step = devices.parallel_steps(
+        make_train_step(loss_fn, tx, 0.9, axis_name=devices.AXIS), most=1
     )
-    first, _, _ = step(init_state(params, tx), batch(), KEY)
+    first, _, _ = step(init_state(params, tx), [batch()], KEY)
     assert jax.tree.map(jnp.shape, first.params) == jax.tree.map(jnp.shape, params)
-    second, metrics, _ = step(first, batch(), KEY)
+    second, metrics, _ = step(first, [batch()], KEY)
     assert jax.tree.leaves(first.params)[0].is_deleted()
     assert metrics["loss"].shape == () and int(second.step) == 2
 
@@ -88,10 +88,10 @@ def test_a_step_exchanges_the_gradient_once(params):
     """In one all-reduce, with the metrics and the votes; nothing else is exchanged."""
     tx = optax.adam(1e-3)
     loss_fn = losses.simple(NETWORK.apply, SCHEDULE)
-    step = devices.parallel_step(
-        make_train_step(loss_fn, tx, 0.9, axis_name=devices.AXIS)
+    step = devices.parallel_steps(
+        make_train_step(loss_fn, tx, 0.9, axis_name=devices.AXIS), most=1
     )
-    program = jax.jit(step).lower(init_state(params, tx), batch(), KEY).compile()
+    program = jax.jit(step).lower(init_state(params, tx), [batch()], KEY).compile()
     exchanged = re.findall(rf"= (.*?) {COLLECTIVE}(?:-start)?\(", program.as_text())
     assert [kind for _, kind in exchanged] == ["all-reduce"]
     shapes = re.findall(r"f32\[([\d,]*)\]", exchanged[0][0])
@@ -116,10 +116,10 @@ def test_the_traced_step_sums_each_gradient_once(params):
     """
     tx = optax.adam(1e-3)
     loss_fn = losses.simple(NETWORK.apply, SCHEDULE)
-    step = devices.parallel_step(
-        make_train_step(loss_fn, tx, 0.9, axis_name=devices.AXIS)
+    step = devices.parallel_steps(
+        make_train_step(loss_fn, tx, 0.9, axis_name=devices.AXIS), most=1
     )
-    traced = jax.make_jaxpr(step)(init_state(params, tx), batch(), KEY)
+    traced = jax.make_jaxpr(step)(init_state(params, tx), [batch()], KEY)
     assert sum(reductions(traced.jaxpr)) == len(jax.tree.leaves(params)) + 2
 
 

@@ -20,32 +20,11 @@ from tqdm import tqdm
 AXIS = "batch"
 
 
-def parallel_step(train_step: Callable) -> Callable:
-    """Maps a training step over all devices of all processes.
-
-    Args:
-      train_step: (state, batch, key) -> (state, metrics), made with `axis_name=AXIS`.
-
-    Returns:
-      step(state, batch, key, vote=False) -> (state, metrics, votes), where the batch
-      holds this process's examples, [local batch, ...], and the state is donated. The
-      votes are the share of processes that gave True, the same number on all of them.
-    """
-
-    mapped = mapped_step(train_step)
-
-    def step(state, batch, key, vote=False):
-        votes = np.full(jax.local_device_count(), vote, np.float32)
-        return mapped(state, jax.tree.map(_cut, batch), key, votes)
-
-    return step
-
-
 def mapped_step(train_step: Callable, devices: Sequence[jax.Device] | None = None):
-    """The program of `parallel_step`, for devices that need not be here.
+    """The program of one step a call, for devices that need not be here.
 
     Args:
-      train_step: see there.
+      train_step: see `parallel_steps`.
       devices: those to compile for, by default all there are.
 
     Returns:
@@ -75,13 +54,15 @@ def parallel_steps(train_step: Callable, most: int) -> Callable:
     no bit. (XLA may round otherwise in a loop than in the program of a single step.)
 
     Args:
-      train_step: as for `parallel_step`.
-      most: the most steps of a call; 1 for `parallel_step`'s own program.
+      train_step: (state, batch, key) -> (state, metrics), made with `axis_name=AXIS`.
+      most: the most steps of a call; 1 for a program without a loop.
 
     Returns:
-      steps(state, batches, key, vote=False) -> (state, metrics, votes), as
-      `parallel_step` for a sequence of 1 ... `most` host batches; metrics are those of
-      each step, [most], of which the first len(batches) count (no axis if most is 1).
+      steps(state, batches, key, vote=False) -> (state, metrics, votes), for a sequence
+      of 1 ... `most` batches, which hold this process's examples, [local batch, ...].
+      The state is donated. Metrics are those of each step, [most], of which the first
+      len(batches) count (no axis if most is 1). The votes are the share of processes
+      that gave True, the same number on all of them.
     """
     mapped = _mapped_steps(train_step, most)
 

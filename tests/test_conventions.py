@@ -156,3 +156,6 @@ def test_preconditioned_networks_learn_no_variance():
         conventions.edm(twice, SCHEDULE)(None, images(0, 2), np.array([3, 4]))
     with pytest.raises(ValueError, match="sigma_data must be positive"):
         conventions.edm(twice, SCHEDULE, 0.0)
+    noise = schedules.zero_terminal_snr(schedules.cosine(50))
+    with pytest.raises(ValueError, match="infinite on a schedule with zero"):
+        conventions.edm(twice, noise)

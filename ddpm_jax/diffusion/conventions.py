@@ -13,7 +13,12 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from ddpm_jax.diffusion.schedules import Schedule, alpha_sigma, log_snr
+from ddpm_jax.diffusion.schedules import (
+    Schedule,
+    alpha_sigma,
+    ends_in_noise,
+    log_snr,
+)
 
 
 def index(apply: Callable, schedule: Schedule) -> Callable:
@@ -34,11 +39,17 @@ def edm(apply: Callable, schedule: Schedule, sigma_data: float = 0.5) -> Callabl
       sigma_data: standard deviation of the images.
 
     Raises:
-      ValueError: for a deviation that is not positive; from the function, for a network
-        that learns a variance, of which this chain has none.
+      ValueError: for a deviation that is not positive, and a schedule of zero terminal
+        SNR, where ln(σ) is infinite; from the function, for a network that learns a
+        variance, of which this chain has none.
     """
     if not 0 < sigma_data < float("inf"):
         raise ValueError(f"sigma_data must be positive, got {sigma_data}")
+    if ends_in_noise(schedule):
+        raise ValueError(
+            "the convention 'edm' tells ln(sigma), which is infinite on a schedule "
+            "with zero terminal SNR: leave out zero_terminal_snr"
+        )
 
     def denoise(params, x_t, index, cond=None, dropout_keys=None, **more):
         alpha, sigma, noise = _of(schedule, index, x_t)

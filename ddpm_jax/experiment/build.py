@@ -200,8 +200,11 @@ def _on_device(batch, num_classes):
 
 def _augmented(batch, key, probability):
     """A batch with its images augmented, and what was done to each."""
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(
-        jax.random.fold_in(key, 1), batch["id"]
-    )
-    images, told = augmentation.augment(batch["image"], keys, probability)
-    return {**batch, "image": images, "augmentation": told}
+
+    def key_of(i):
+        """Not 0 to 2 of an example's, which are the loss's."""
+        return jax.random.fold_in(jax.random.fold_in(key, i), 3)
+
+    keys = jax.vmap(key_of)(batch["id"])
+    augmented, told = augmentation.augment(batch["image"], keys, probability)
+    return {**batch, "image": augmented, "augmentation": told}

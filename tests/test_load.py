@@ -168,7 +168,7 @@ def test_hybrid_training_lowers_the_bound(tmp_path):
     settings = tiny(
         "network.channel_mults=1,",
         "network.channels=16",
-        "schedule.num_steps=50",
+        "schedule.num_steps=20",
         "optimizer.learning_rate=3e-3",
         "data.batch_size=32",
         "train={'num_steps': 120, 'save_every': 120, 'sample_every': 0}",
@@ -181,7 +181,7 @@ def test_hybrid_training_lowers_the_bound(tmp_path):
     scores = []
     for name, step in (("0", 0), ("120", 120)):
         out = tmp_path / "scores.json"
-        given = ["--workdir", tmp_path / name, "--step", step, "--num", 64]
+        given = ["--workdir", tmp_path / name, "--step", step, "--num", 32]
         call(evaluate, *given, "--metrics", "bpd", "--out", out)
         scores.append(report.load(out)[-1].value)
     assert scores[0] > scores[1] + 1, scores

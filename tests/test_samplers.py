@@ -12,7 +12,7 @@ from ddpm_jax.diffusion.process import Prediction
 from ddpm_jax.diffusion.samplers.loop import sample
 
 MEAN, STD = 0.3, 0.5
-SHAPE = (32, 32, 32, 1)  # 32,768 independent pixels
+SHAPE = (32, 16, 16, 1)  # 8,192 independent pixels
 
 
 def gaussian(schedule):

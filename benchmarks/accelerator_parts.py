@@ -17,6 +17,7 @@ import jax
 from ddpm_jax import train
 from ddpm_jax.errors import ConfigError, one_line
 from ddpm_jax.experiment import build, plan
+from ddpm_jax.training.ema import Average, constant
 from ddpm_jax.training.step import make_train_step
 
 # Dense peaks in TFLOP/s by the makers' data sheets, the more special names first. A GPU
@@ -56,7 +57,7 @@ def agree(settings):
         return {"left_out": "there is only the CPU"}
     built = build.build(settings)
     batch = built.dataset.feed().batch_fn(0)
-    step = make_train_step(built.loss_fn, built.tx, 0.9999)
+    step = make_train_step(built.loss_fn, built.tx, {"ema": Average(constant)})
     results = {}
     for platform in ("cpu", here):
         with (

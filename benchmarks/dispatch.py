@@ -24,6 +24,7 @@ def measure(calls, per_call):
 
     from ddpm_jax.distributed import devices
     from ddpm_jax.experiment import build, config
+    from ddpm_jax.training.ema import Average, constant
     from ddpm_jax.training.optimizers import make_optimizer
     from ddpm_jax.training.step import init_state, make_train_step
 
@@ -35,7 +36,12 @@ def measure(calls, per_call):
         total = sum(jnp.sum(leaf) for leaf in jax.tree.leaves(params))
         return total * jnp.mean(batch["x"]), {"loss": total}
 
-    step = make_train_step(loss_fn, tx, 0.9999, axis_name=devices.AXIS)
+    step = make_train_step(
+        loss_fn,
+        tx,
+        {"ema": Average(constant)},
+        axis_name=devices.AXIS,
+    )
     steps = devices.parallel_steps(step, per_call)
     batches = [{"x": np.ones(8, np.float32)}] * per_call
     state, key = devices.replicate(init_state(params, tx)), jax.random.key(0)

@@ -23,6 +23,7 @@ from ddpm_jax.experiment import config
 from ddpm_jax.experiment.model import complete
 from ddpm_jax.interop.unet2d import export_network
 from ddpm_jax.sampling.draw import sample_keys
+from ddpm_jax.training.ema import Average, constant
 from ddpm_jax.training.step import make_train_step
 
 STEPS = 5  # of DDIM
@@ -47,7 +48,10 @@ def build(recipe, *changes):
 def training(recipe, batch_size, *changes):
     """A training step of each."""
     made, model = build(recipe, *changes)
-    step = jax.jit(make_train_step(made.loss_fn, made.tx, 0.9999), donate_argnums=0)
+    step = jax.jit(
+        make_train_step(made.loss_fn, made.tx, {"ema": Average(constant)}),
+        donate_argnums=0,
+    )
     key = jax.random.key(0)
     state = jax.jit(made.init)(key)
     pixels = np.random.default_rng(0).integers(

@@ -24,6 +24,7 @@ The same command again goes on where it was stopped.
 """
 
 import argparse
+import itertools
 from pathlib import Path
 
 import jax
@@ -61,7 +62,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         nargs="+",
         metavar="NAME:STEPS",
         help="samplers with their steps, and real images, as in ddim:10,20,50 "
-        "dpmpp_2m@karras:15 (on these timesteps) data:test",
+        "dpmpp_2m@karras:15 (on these timesteps) data:test; and for each of them "
+        "guidance_scale:1,1.5 and weights:ema,0.1 (see --weights)",
     )
     add(
         "--reference",
@@ -103,19 +105,16 @@ def evaluate(args: argparse.Namespace, out: Path) -> list[Score]:
         found = open_images(args.images, dataset)
         given = image_sets.from_source("images", found, args.num, path=args.images)
         return _score_samples(args, of_samples, [given], dataset, results)
-    trained = arguments.trained(args)
-    rows = []
-    if of_samples:
-        options = arguments.sampling(args)
-        rows = [*sweep.rows(trained, args.sweep or (), options)]
-    built = (row.model for row in rows if row.model is not None)
-    model = next(built, None) or trained.model()
-    params = devices.replicate(trained.load_params(model))
+    given = sweep.values(args.sweep or (), sweep.WEIGHTS)
+    weights = [arguments.weights(text) for text in given] or [args.weights]
+    opened = [arguments.trained(args, each) for each in weights]
     scores = []
-    if rows:
-        sets = [_images(args, trained, params, row) for row in rows]
-        scores += _score_samples(args, of_samples, sets, trained.dataset, results)
-    for name in of_model:
+    if of_samples:
+        sets = [*_sets(args, opened)]
+        scores += _score_samples(args, of_samples, sets, opened[0].dataset, results)
+    for trained, name in itertools.product(opened if of_model else (), of_model):
+        model = trained.model()
+        params = devices.replicate(trained.load_params(model))
         variance, tolerance = args.variance or trained.variance, args.tolerance or 1e-5
         estimator = sweep.estimator_of(name, model, variance, tolerance)
         num = args.num or NUM_IMAGES
@@ -171,14 +170,22 @@ def _score_samples(args, names, sets, dataset, results):
     )
 
 
-def _images(args, trained, params, row):
-    """The images of a row."""
-    if row.model is None:
-        split = row.name.removeprefix("data:")
-        return references.from_split(trained.dataset, split, args.num)
+def _sets(args, opened):
+    """Yields the images of each row of a sweep, of one model with several weights."""
     num, classes = args.num or NUM_SAMPLES, args.labels or "all in turn"
-    labels = arguments.labels(args, row.model.num_classes, num)
-    return sweep.images_of(row, trained, params, num, args.seed, labels, classes)
+    for trained in opened:
+        params = None
+        for row in sweep.rows(trained, args.sweep or (), arguments.sampling(args)):
+            if row.model is not None:
+                if params is None:
+                    params = devices.replicate(trained.load_params(row.model))
+                labels = arguments.labels(args, row.model.num_classes, num)
+                yield sweep.images_of(
+                    row, trained, params, num, args.seed, labels, classes
+                )
+            elif trained is opened[0]:
+                split = row.name.removeprefix("data:")
+                yield references.from_split(trained.dataset, split, args.num)
 
 
 def main(args: argparse.Namespace) -> None:

@@ -26,7 +26,7 @@ from ddpm_jax.experiment.build import Experiment, build, check, train_step
 from ddpm_jax.experiment.init_from import initial_params
 from ddpm_jax.experiment.options import train_options
 from ddpm_jax.files import check_local
-from ddpm_jax.training import calls
+from ddpm_jax.training import calls, snapshots
 from ddpm_jax.training.checkpoints import Checkpoints
 from ddpm_jax.training.loop import TrainOptions, fit
 from ddpm_jax.training.preemption import Preemption
@@ -88,7 +88,11 @@ def train(experiment: Experiment, workdir: str | os.PathLike) -> int:
         begun = f"going on from step {first}" if first else "training"
         tracker.line("; ".join([f"{begun} in {workdir}{_devices()}", *notes]))
         tracker.line("; ".join([str(feed.contents), *feed.notes]))
-        callbacks = [online.pictures(experiment, workdir, tracker)]
+        every, averages = options.snapshot_every, options.averaging
+        callbacks = [
+            snapshots.callback(workdir / run.SNAPSHOTS, every, averages),
+            online.pictures(experiment, workdir, tracker),
+        ]
         if score is not None:
             callbacks.append(online.scores(experiment, score, tracker))
         reached = fit(

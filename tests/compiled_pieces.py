@@ -28,6 +28,7 @@ from ddpm_jax.experiment import build, config
 from ddpm_jax.networks import layers
 from ddpm_jax.networks.convolutions import Conv3x3
 from ddpm_jax.networks.normalization import GroupNorm
+from ddpm_jax.training.ema import Average, constant
 from ddpm_jax.training.optimizers import make_optimizer
 from ddpm_jax.training.step import init_state, make_train_step
 
@@ -82,7 +83,14 @@ def optimizer(devices):
 
     state = jax.eval_shape(lambda params: init_state(params, tx), params)
     key = jax.eval_shape(jax.random.key, 0)
-    return on(devices, make_train_step(loss, tx, 0.99), state, {}, key, donate=0)
+    return on(
+        devices,
+        make_train_step(loss, tx, {"ema": Average(constant)}),
+        state,
+        {},
+        key,
+        donate=0,
+    )
 
 
 def on(devices, function, *shapes, donate=()):

@@ -14,6 +14,7 @@ from ddpm_jax.diffusion import denoisers, losses, samplers, schedules, timesteps
 from ddpm_jax.diffusion.samplers import loop
 from ddpm_jax.distributed import devices
 from ddpm_jax.networks import unet
+from ddpm_jax.training.ema import Average, constant
 from ddpm_jax.training.step import init_state, make_train_step
 
 SHAPE = (8, 8, 1)
@@ -22,6 +23,7 @@ COLLECTIVE = (
     "|collective-broadcast)"
 )
 KEY = jax.random.key(0)
+AVERAGES = {"ema": Average(constant, (("decay", 0.9),))}
 SCHEDULE = schedules.cosine(100)
 NETWORK = unet(  # of one level, with attention in the middle: it compiles fast
     channels=8,
@@ -53,9 +55,9 @@ def test_gradients_and_losses_do_not_depend_on_devices(params):
     """SGD shows a wrong factor that Adam would hide; dropout is on."""
     tx = optax.sgd(1.0)
     loss_fn = losses.simple(NETWORK.apply, SCHEDULE)
-    one = jax.jit(make_train_step(loss_fn, tx, 0.9))
+    one = jax.jit(make_train_step(loss_fn, tx, AVERAGES))
     many = devices.parallel_steps(
-        make_train_step(loss_fn, tx, 0.9, axis_name=devices.AXIS), most=1
+        make_train_step(loss_fn, tx, AVERAGES, axis_name=devices.AXIS), most=1
     )
     assert jax.local_device_count() == 8
     alone, shared = init_state(params, tx), init_state(params, tx)
@@ -75,7 +77,7 @@ def test_the_state_is_donated_and_comes_out_whole(params):
     tx = optax.adam(1e-3)
     loss_fn = losses.simple(NETWORK.apply, SCHEDULE)
     step = devices.parallel_steps(
-        make_train_step(loss_fn, tx, 0.9, axis_name=devices.AXIS), most=1
+        make_train_step(loss_fn, tx, AVERAGES, axis_name=devices.AXIS), most=1
     )
     first, _, _ = step(init_state(params, tx), [batch()], KEY)
     assert jax.tree.map(jnp.shape, first.params) == jax.tree.map(jnp.shape, params)
@@ -89,7 +91,7 @@ def test_a_step_exchanges_the_gradient_once(params):
     tx = optax.adam(1e-3)
     loss_fn = losses.simple(NETWORK.apply, SCHEDULE)
     step = devices.parallel_steps(
-        make_train_step(loss_fn, tx, 0.9, axis_name=devices.AXIS), most=1
+        make_train_step(loss_fn, tx, AVERAGES, axis_name=devices.AXIS), most=1
     )
     program = jax.jit(step).lower(init_state(params, tx), [batch()], KEY).compile()
     exchanged = re.findall(rf"= (.*?) {COLLECTIVE}(?:-start)?\(", program.as_text())
@@ -117,7 +119,7 @@ def test_the_traced_step_sums_each_gradient_once(params):
     tx = optax.adam(1e-3)
     loss_fn = losses.simple(NETWORK.apply, SCHEDULE)
     step = devices.parallel_steps(
-        make_train_step(loss_fn, tx, 0.9, axis_name=devices.AXIS), most=1
+        make_train_step(loss_fn, tx, AVERAGES, axis_name=devices.AXIS), most=1
     )
     traced = jax.make_jaxpr(step)(init_state(params, tx), [batch()], KEY)
     assert sum(reductions(traced.jaxpr)) == len(jax.tree.leaves(params)) + 2
@@ -133,7 +135,7 @@ def linear_steps(most):
         return jnp.mean(error**2), {"loss": jnp.mean(error**2)}
 
     step = make_train_step(
-        loss_fn, tx, 0.9, axis_name=devices.AXIS, skip_nonfinite=True
+        loss_fn, tx, AVERAGES, axis_name=devices.AXIS, skip_nonfinite=True
     )
     state = init_state({"a": jnp.zeros(()), "b": jnp.ones(())}, tx)
     return devices.parallel_steps(step, most), state

@@ -59,7 +59,7 @@ def some_state(step):
     return TrainState(
         step=jnp.array(step, jnp.int32),
         params={"layer": {"kernel": draw, "bias": draw[0]}},
-        ema_params={"layer": {"kernel": draw / 3, "bias": draw[1]}},
+        averages={"ema": {"layer": {"kernel": draw / 3, "bias": draw[1]}}},
         opt_state=({"count": jnp.array(step)}, {"mu": draw * 2}),
     )
 

@@ -28,6 +28,7 @@ RANKS = {
     "train": 9,
     "sample": 9,
     "convert": 9,
+    "ema": 9,
     "reference": 9,
     "evaluate": 9,
     "__init__": 10,

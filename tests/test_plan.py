@@ -46,7 +46,7 @@ def test_cifar():
     settings = config.read_config("configs/cifar.py", ["data.batch_size=16"])
     made = plan.plan(build.build(settings)._replace(training=OPTIONS), 8)
     assert made.num_params == PARAMETERS and made.part == 2
-    assert made.memory["parameters"] == made.memory["their average"] == 4 * PARAMETERS
+    assert made.memory["parameters"] == made.memory["their averages"] == 4 * PARAMETERS
     assert 0 < made.memory["optimizer"] - 8 * PARAMETERS <= 16
     assert made.memory["gradients"] == 4 * PARAMETERS
     doubled = sum(2 * (2 * side) ** 2 * 256**2 for side in (4, 8, 16))

@@ -7,9 +7,11 @@ import optax
 import pytest
 
 from ddpm_jax.distributed.devices import AXIS
+from ddpm_jax.training.ema import Average, constant
 from ddpm_jax.training.step import init_state, make_train_step
 
 KEY = jax.random.key(0)
+AVERAGES = {"ema": Average(constant, (("decay", 0.9),))}
 
 
 def regression(params, batch, key):
@@ -32,7 +34,7 @@ def batch(num=8):
 def test_a_step_is_gradient_descent():
     tx = optax.sgd(0.1)
     state = init_state(params(), tx)
-    new, metrics = make_train_step(regression, tx, 0.9)(state, batch(), KEY)
+    new, metrics = make_train_step(regression, tx, AVERAGES)(state, batch(), KEY)
     key = jax.random.fold_in(KEY, 0)
     (loss, _), grads = jax.value_and_grad(regression, has_aux=True)(
         params(), batch(), key
@@ -46,7 +48,7 @@ def test_a_step_is_gradient_descent():
 
 def test_the_average_copies_first_and_decays_then():
     tx = optax.sgd(0.5)
-    step = make_train_step(regression, tx, 0.9)
+    step = make_train_step(regression, tx, AVERAGES)
     first, _ = step(init_state(params(), tx), batch(), KEY)
     second, _ = step(first, batch(), KEY)
     for name in first.params:
@@ -57,7 +59,7 @@ def test_the_average_copies_first_and_decays_then():
 
 def test_each_step_has_its_own_noise():
     tx = optax.sgd(0.0)
-    step = make_train_step(regression, tx, 0.9)
+    step = make_train_step(regression, tx, AVERAGES)
     state = init_state(params(), tx)
     state, first = step(state, batch(), KEY)
     _, second = step(state, batch(), KEY)
@@ -68,7 +70,9 @@ def test_each_step_has_its_own_noise():
 def test_microbatches_are_the_whole_batch(parts):
     tx = optax.sgd(0.1)
     results = [
-        make_train_step(regression, tx, 0.9, n)(init_state(params(), tx), batch(), KEY)
+        make_train_step(regression, tx, AVERAGES, n)(
+            init_state(params(), tx), batch(), KEY
+        )
         for n in (1, parts)
     ]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5), *results)
@@ -77,11 +81,11 @@ def test_microbatches_are_the_whole_batch(parts):
 def test_devices_average_the_gradient():
     """The vmap twin of the pmap: it refuses outputs that differ between devices."""
     tx = optax.sgd(0.1)
-    whole, _ = make_train_step(regression, tx, 0.9)(
+    whole, _ = make_train_step(regression, tx, AVERAGES)(
         init_state(params(), tx), batch(), KEY
     )
     mapped = jax.vmap(
-        make_train_step(regression, tx, 0.9, axis_name=AXIS),
+        make_train_step(regression, tx, AVERAGES, axis_name=AXIS),
         axis_name=AXIS,
         in_axes=(None, 0, None),
         out_axes=(None, None),
@@ -93,7 +97,7 @@ def test_devices_average_the_gradient():
     )
     with pytest.raises(ValueError, match="out_axes"):  # the twin notices a missing mean
         jax.vmap(
-            make_train_step(regression, tx, 0.9),
+            make_train_step(regression, tx, AVERAGES),
             in_axes=(None, 0, None),
             out_axes=(None, None),
         )(init_state(params(), tx), cut, KEY)
@@ -102,7 +106,7 @@ def test_devices_average_the_gradient():
 def test_the_state_holds_no_buffer_twice():
     """Donation refuses a state whose leaves share memory."""
     tx = optax.adam(0.1)
-    step = jax.jit(make_train_step(regression, tx, 0.9), donate_argnums=0)
+    step = jax.jit(make_train_step(regression, tx, AVERAGES), donate_argnums=0)
     state = init_state(params(), tx)
     for _ in range(3):
         state, _ = step(state, batch(), KEY)
@@ -111,7 +115,7 @@ def test_the_state_holds_no_buffer_twice():
 
 def test_a_step_that_is_not_finite_changes_only_what_counts():
     tx = optax.adam(optax.linear_schedule(0.1, 0.0, 10))
-    step = make_train_step(regression, tx, 0.9, skip_nonfinite=True)
+    step = make_train_step(regression, tx, AVERAGES, skip_nonfinite=True)
     good, _ = step(init_state(params(), tx), batch(), KEY)
     spoilt = jax.tree.map(lambda x: x.at[0].set(jnp.nan), batch())
     after, metrics = step(good, spoilt, KEY)
@@ -119,7 +123,7 @@ def test_a_step_that_is_not_finite_changes_only_what_counts():
     for a, b in zip(jax.tree.leaves(good), jax.tree.leaves(after), strict=True):
         counts = jnp.issubdtype(a.dtype, jnp.integer)
         np.testing.assert_array_equal(a + 1 if counts else a, b)
-    plain = make_train_step(regression, tx, 0.9)
+    plain = make_train_step(regression, tx, AVERAGES)
     for a, b in zip(
         jax.tree.leaves(plain(good, batch(), KEY)),
         jax.tree.leaves(step(good, batch(), KEY)),

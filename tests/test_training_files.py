@@ -24,7 +24,10 @@ def state(step, value=1.0):
     return TrainState(
         step=jnp.array(step, jnp.int32),
         params={"layer": {"kernel": jnp.full((3, 2), value)}},
-        ema_params={"layer": {"kernel": jnp.full((3, 2), value / 3)}},
+        averages={
+            "ema": {"layer": {"kernel": jnp.full((3, 2), value / 3)}},
+            "wide": {"layer": {"kernel": jnp.full((3, 2), value / 5)}},
+        },
         opt_state=({"count": jnp.array(step)}, ()),
     )
 
@@ -46,6 +49,10 @@ def test_checkpoints_come_back_bit_for_bit(tmp_path):
     assert_equal(checkpoints.restore(like), jax.device_get(state(3, 0.1 * 3)))
     assert_equal(checkpoints.restore(like, 2), jax.device_get(state(2, 0.2)))
     assert_equal(checkpoints.restore_ema(like.ema_params), state(3, 0.1 * 3).ema_params)
+    wide = checkpoints.restore_ema(like.ema_params, 2, "wide")
+    assert_equal(wide, state(2, 0.2).averages["wide"])
+    with pytest.raises(FileNotFoundError, match="has no ema none: there is ema, wide"):
+        checkpoints.restore_ema(like.ema_params, 2, "none")
     raw = checkpoints.restore(like).params
     assert_equal(raw, state(3, 0.1 * 3).params)
     with pytest.raises(
@@ -130,9 +137,9 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(state(5))
-    like = state(0)._replace(ema_params={"layer": {"kernel": jnp.zeros((4, 2))}})
+    like = {"layer": {"kernel": jnp.zeros((4, 2))}}
     with pytest.raises(OSError, match="kernel.* is .3, 2. there and .4, 2. in"):
-        checkpoints.restore_ema(like.ema_params)
+        checkpoints.restore_ema(like)
     checkpoints.close()
 
 

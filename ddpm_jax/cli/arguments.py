@@ -16,6 +16,7 @@ from ddpm_jax.experiment.sections import call
 from ddpm_jax.interop import openai
 from ddpm_jax.metrics.features.base import Extractor
 from ddpm_jax.sampling.draw import sample_labels
+from ddpm_jax.training.ema import MAIN
 
 
 def add_model(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
@@ -29,7 +30,13 @@ def add_model(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGro
         "on the Hugging Face hub, such as google/ddpm-cifar10-32",
     )
     add = parser.add_argument
-    add("--weights", choices=["ema", "raw"], help="of a run (default: ema)")
+    add(
+        "--weights",
+        type=weights,
+        metavar="NAME",
+        help="of a run: ema or another of its averages, raw, or a number, the "
+        "sigma_rel of an average that is reconstructed of snapshots (default: ema)",
+    )
     add("--step", type=_step, help="of a checkpoint, or best (default: the latest)")
     add(
         "--openai",
@@ -40,20 +47,34 @@ def add_model(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGro
     return one
 
 
-def trained(args: argparse.Namespace) -> Trained:
+def weights(text: str) -> str | float:
+    """Returns the name of weights, or the sigma_rel of an average as a number."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def trained(args: argparse.Namespace, chosen: str | float | None = None) -> Trained:
     """Opens the model that the arguments name, with their overrides of its config.
+
+    Args:
+      args: of `add_model`.
+      chosen: weights, instead of those that the arguments name.
 
     Raises:
       ConfigError: for whatever the user can mend.
       OSError: see `load.from_pretrained`.
     """
+    chosen = args.weights if chosen is None else chosen
     if args.workdir is not None:
         if args.openai is not None:
             raise ConfigError("--openai belongs to --pretrained")
-        step = _same_step(args)
-        opened = load.from_run(args.workdir, args.weights != "raw", step)
+        chosen = MAIN if chosen is None else chosen
+        step = _same_step(args, chosen)
+        opened = load.from_run(args.workdir, chosen, step)
     else:
-        if args.step is not None or args.weights is not None:
+        if args.step is not None or chosen is not None:
             raise ConfigError("--step and --weights belong to --workdir")
         if run.is_run(args.pretrained):
             raise ConfigError(f"{args.pretrained} is a run: give it as --workdir")
@@ -67,11 +88,11 @@ def trained(args: argparse.Namespace) -> Trained:
     return load.read_otherwise(opened, changed)
 
 
-def _same_step(args):
+def _same_step(args, weights):
     """The step of the checkpoint for all processes: a run may be saving meanwhile."""
     with multihost.error_barrier():
         run.read_config(args.workdir)
-        step = run.find_step(args.workdir, args.step)
+        step = run.find_step(args.workdir, args.step, weights)
     return int(multihost.all_gather(str(step))[0])
 
 

@@ -1,5 +1,6 @@
 """What is scored: rows of a sampler and its steps, and real images under a model."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -26,6 +27,7 @@ from ddpm_jax.metrics.features.base import Extractor, fingerprint
 
 LIKELIHOODS = ("bpd", "ode_bpd")
 NAMES = (*METRICS, "memorisation", *LIKELIHOODS)
+WEIGHTS, GUIDANCE = "weights", "guidance_scale"  # what a sweep may also vary
 
 
 class Row(NamedTuple):
@@ -40,6 +42,12 @@ class Row(NamedTuple):
     model: Model | None
 
 
+def values(sweep: Sequence[str], name: str) -> list[str]:
+    """Returns the values that a sweep gives for a name, as in "weights:ema,0.1"."""
+    texts = [text.removeprefix(f"{name}:") for text in sweep if _name(text) == name]
+    return [value for text in texts for value in text.split(",")]
+
+
 def rows(
     trained: Trained, sweep: Sequence[str], options: SampleOptions
 ) -> Iterator[Row]:
@@ -47,34 +55,58 @@ def rows(
 
     Args:
       trained: the model.
-      sweep: as in "ddim:10,20", "dpmpp_2m@karras:15" or "data:test"; where there is
-        none, the model is one row.
+      sweep: as in "ddim:10,20", "dpmpp_2m@karras:15" or "data:test", and
+        "guidance_scale:1,1.5" for each of these; where there is no sampler, the model
+        is one row. "weights:ema,0.1" is for those who open the model.
       options: how to draw, but for what the sweep says.
 
     Raises:
-      ConfigError: for a sampler or a number of steps that does not fit the model.
+      ConfigError: for a sampler, a number of steps or a scale that does not fit the
+        model.
     """
-    if not sweep:
-        model = trained.model(options)
-        name, steps = model.protocol()["sampler"]["name"], len(model.timesteps) - 1
-        yield Row(f"{name}:{steps}", model)
+    drawn = [text for text in sweep if _name(text) not in ("data", WEIGHTS, GUIDANCE)]
+    choices = [each for text in drawn for each in _samplers(text, options)]
+    scales, weights = values(sweep, GUIDANCE), values(sweep, WEIGHTS)
+    if scales or weights or not sweep:
+        choices = choices or [(None, options)]
     model = None
-    for text in sweep:
-        name, _, parts = text.rpartition(":")
-        if name == "data":
-            yield Row(text, None)
-            continue
-        sampler, _, spacing = name.partition("@")
-        for steps in parts.split(","):
-            if not (sampler and steps.isdigit()) or name.endswith("@"):
-                raise ConfigError(f"--sweep {text}: give NAME:STEPS, as in ddim:10,20")
-            one = options._replace(
-                sampler=sampler,
-                num_steps=int(steps),
-                timesteps=spacing or options.timesteps,
-            )
-            model = trained.model(one, like=model)
-            yield Row(f"{name}:{steps}", model)
+    for (name, one), scale in itertools.product(choices, scales or [None]):
+        if scale is not None:
+            one = one._replace(guidance_scale=_scale(scale))
+        model = trained.model(one, like=model)
+        steps = len(model.timesteps) - 1
+        called = [name or model.protocol()["sampler"]["name"]]
+        if scale is not None:
+            called.append(f"guidance {scale}")
+        if weights:
+            called.append(trained.origin["weights"])
+        yield Row(f"{', '.join(called)}:{steps}", model)
+    yield from (Row(text, None) for text in sweep if _name(text) == "data")
+
+
+def _name(text):
+    """What a part of a sweep is of: all before its last colon."""
+    return text.rpartition(":")[0]
+
+
+def _samplers(text, options):
+    """Yields (sampler and spacing, options) for each number of steps."""
+    name, _, parts = text.rpartition(":")
+    sampler, _, spacing = name.partition("@")
+    for steps in parts.split(","):
+        if not (sampler and steps.isdigit()) or name.endswith("@"):
+            raise ConfigError(f"--sweep {text}: give NAME:STEPS, as in ddim:10,20")
+        spaced = options._replace(timesteps=spacing or options.timesteps)
+        yield name, spaced._replace(sampler=sampler, num_steps=int(steps))
+
+
+def _scale(text):
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ConfigError(
+            f"--sweep {GUIDANCE}: {text!r} is no number, as in {GUIDANCE}:1,1.5,2"
+        ) from error
 
 
 def images_of(

@@ -22,7 +22,7 @@ from ddpm_jax.experiment.model import DECIDE, Model, build_model, make_loss
 from ddpm_jax.experiment.options import ScoreOptions, score_options, train_options
 from ddpm_jax.experiment.registry import resolved, same
 from ddpm_jax.experiment.sections import attempt, call
-from ddpm_jax.training import augmentation, optimizers
+from ddpm_jax.training import augmentation, ema, optimizers
 from ddpm_jax.training.keys import random_key
 from ddpm_jax.training.loop import TrainOptions
 from ddpm_jax.training.step import TrainState, init_state, make_train_step
@@ -67,7 +67,8 @@ class Experiment(NamedTuple):
 
     def begin(self, params) -> TrainState:
         """Makes the state before the first step, from parameters trained before."""
-        return init_state(params, self.tx)
+        averages = {ema.MAIN} if self.training is None else self.training.averaging
+        return init_state(params, self.tx, averages)
 
     def abstract_state(self) -> TrainState:
         """Returns the shapes of the state, without computing anything."""
@@ -150,22 +151,27 @@ def train_step(experiment: Experiment) -> Callable:
         experiment.loss_fn,
         experiment.tx,
         experiment.learning_rate,
-        options.ema_decay,
+        tuple(options.averaging.items()),
+        experiment.dataset.batch_size,
         options.num_microbatches,
         options.max_skipped > 0,
     )
 
 
 @functools.lru_cache(maxsize=8)
-def _train_step(loss_fn, tx, learning_rate, ema_decay, num_microbatches, skips):
+def _train_step(loss_fn, tx, rate_fn, averages, batch_size, num_microbatches, skips):
     """The step of these; for the same ones the same, so that it is traced once."""
+    step_sizes = {
+        name: functools.partial(average, batch_size=batch_size)
+        for name, average in averages
+    }
     take = make_train_step(
-        loss_fn, tx, ema_decay, num_microbatches, devices.AXIS, skip_nonfinite=skips
+        loss_fn, tx, step_sizes, num_microbatches, devices.AXIS, skip_nonfinite=skips
     )
 
     def step(state, batch, key):
         new, metrics = take(state, batch, key)
-        rate = jnp.asarray(learning_rate(state.step), jnp.float32)
+        rate = jnp.asarray(rate_fn(state.step), jnp.float32)
         return new, {**metrics, "learning_rate": rate}
 
     return step

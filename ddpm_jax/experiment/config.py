@@ -75,7 +75,8 @@ def override(config: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]
         if section not in (SECTIONS if dot else (*SECTIONS, *VALUES)):
             raise ConfigError(unknown("config key", path, keys(config)))
         if dot:
-            config.setdefault(section, {})[key] = literal(value)
+            *above, last = key.split(".")
+            _within(config.setdefault(section, {}), above, path)[last] = literal(value)
         else:
             config[section] = literal(value)
     _check(config)
@@ -85,6 +86,18 @@ def override(config: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]
     return config
 
 
+def _within(place, names, path):
+    """The dictionary under these names; a part that is but named becomes one."""
+    for name in names:
+        inner = place.get(name)
+        if not isinstance(inner, dict | str | None):
+            raise ConfigError(f"config.{path}: {name} is {inner!r}, and has no keys")
+        inner = {"name": inner} if isinstance(inner, str) else dict(inner or {})
+        place[name] = inner
+        place = inner
+    return place
+
+
 def undone(overrides: Iterable[str]) -> list[tuple[str, str]]:
     """Returns the paths of overrides that a later one undoes, each with the later's."""
     paths = [text.partition("=")[0] for text in overrides]
@@ -92,7 +105,7 @@ def undone(overrides: Iterable[str]) -> list[tuple[str, str]]:
         (path, later)
         for i, path in enumerate(paths)
         for later in paths[i + 1 :]
-        if later in (path, path.partition(".")[0])
+        if f"{path}.".startswith(f"{later}.")
     ]
 
 

@@ -14,6 +14,7 @@ from ddpm_jax.experiment.model import Model, build_model
 from ddpm_jax.experiment.options import SampleOptions, with_sampling
 from ddpm_jax.interop import openai
 from ddpm_jax.interop.published import open_published
+from ddpm_jax.training.ema import MAIN
 
 # What the weights were trained with. Other values would not fit, or would have the same
 # shapes and another meaning.
@@ -91,27 +92,29 @@ class Trained(NamedTuple):
 
 
 def from_run(
-    workdir: str | Path, ema: bool = True, step: int | str | None = None
+    workdir: str | Path,
+    weights: str | float = MAIN,
+    step: int | str | None = None,
 ) -> Trained:
     """Opens the model of a run.
 
     Args:
       workdir: the folder of the run.
-      ema: whether to take the averaged parameters or the raw ones.
+      weights: which of them, see `run.load_params`.
       step: of the checkpoint, or "best", by default the latest.
 
     Raises:
       ConfigError: if the folder does not hold a run, or no such checkpoint.
     """
     config = code.kept(workdir, run.read_config(workdir))
-    step = run.find_step(workdir, step)
-    weights = "ema" if ema else "raw"
-    origin = {"workdir": str(Path(workdir)), "step": step, "weights": weights}
+    step = run.find_step(workdir, step, weights)
+    called = f"sigma_rel {weights}" if isinstance(weights, float) else weights
+    origin = {"workdir": str(Path(workdir)), "step": step, "weights": called}
     if data := run.data_of(workdir):
         origin["classes"] = data.classes
     return Trained(
         config,
-        lambda model: run.load_params(workdir, model, ema, step),
+        lambda model: run.load_params(workdir, model, weights, step),
         origin,
         [],
     )
@@ -145,7 +148,7 @@ def from_pretrained(
 def load(
     path: str | Path,
     overrides: Sequence[str] | dict[str, Any] = (),
-    ema: bool = True,
+    ema: bool | str | float = True,
     step: int | str | None = None,
     settings: openai.Settings | None = None,
 ) -> Model:
@@ -155,7 +158,9 @@ def load(
       path: the folder of a run, or a published model as in `from_pretrained`.
       overrides: changes of its config, such as "sampler.name=ddpm", of what does not
         touch the parameters; or a whole config.
-      ema: of a run, whether to take the averaged parameters or the raw ones.
+      ema: of a run, whether to take the averaged parameters or the raw ones; or the
+        name of another average, or the sigma_rel of one that is reconstructed of the
+        run's snapshots.
       step: of a run's checkpoint, or "best", by default the latest.
       settings: of a published model, see `from_pretrained`.
 
@@ -170,9 +175,11 @@ def load(
     if _is_of_run(Path(path)):
         if settings is not None:
             raise ConfigError(f"{path} is a run: settings are of published models")
+        if isinstance(ema, bool):
+            ema = MAIN if ema else "raw"
         trained = from_run(path, ema, step)
     else:
-        if step is not None or not ema:
+        if step is not None or ema is not True:
             raise ConfigError(f"{path} is no run: ema and step are of runs")
         trained = from_pretrained(str(path), settings)
     for note in trained.notes:

@@ -1,12 +1,16 @@
 """How long, how often and how: the sections `train` and `evaluation`, and sampling."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
+
 from ddpm_jax.errors import ConfigError, unknown
-from ddpm_jax.experiment.registry import choose
-from ddpm_jax.experiment.sections import call, signature
+from ddpm_jax.experiment.registry import bound, choose
+from ddpm_jax.experiment.sections import attempt, call, signature
 from ddpm_jax.metrics.by_name import SIGNS
+from ddpm_jax.training import ema
 from ddpm_jax.training.loop import TrainOptions
 
 # Where a sampler needs times of its own, unless others are asked for: Heun's steps must
@@ -121,21 +125,41 @@ def train_options(config: dict[str, Any]) -> TrainOptions:
     options = call(config.get("train", {}), "train", TrainOptions)
     least = dict.fromkeys(TrainOptions._fields, 1) | {
         "sample_every": 0,
+        "snapshot_every": 0,
         "ema_decay": 0,
         "max_skipped": 0,
         "augmentation": 0,
         "deterministic": 0,
     }
-    for name, value in options._asdict().items():
+    for name, value in options._replace(averages=None)._asdict().items():
         if value is not None and value < least[name]:
             raise ConfigError(
                 f"config.train.{name} must be {least[name]} or more, got {value}"
             )
     for name in ("ema_decay", "augmentation"):
         value = getattr(options, name)
-        if value >= 1:
+        if value is not None and value >= 1:
             raise ConfigError(f"config.train.{name} must be below 1, got {value}")
-    return options
+    return options._replace(averages=_averages(options))
+
+
+def _averages(options: TrainOptions) -> dict[str, ema.Average]:
+    """The further averages by name, of what the config says of them."""
+    given, made = dict(options.averages or {}), {}
+    if (options.ema_decay is None) != (ema.MAIN in given):
+        raise ConfigError(
+            f"config.train: {ema.MAIN!r}, the average from which is drawn, is that of "
+            "ema_decay, or with ema_decay=None one of averages"
+        )
+    for name in sorted(given):
+        if not name.isidentifier() or name == "raw":
+            raise ConfigError(f"config.train.averages: {name!r} is no name for one")
+        one = bound({"train.averages": given}, "train.averages", name, ema.AVERAGES, 2)
+        made[name] = ema.Average(one.func, tuple(one.keywords.items()))
+        step_size = functools.partial(made[name], batch_size=1)
+        number = jax.ShapeDtypeStruct((), "int32")
+        attempt(f"train.averages.{name}", jax.eval_shape, step_size, number)
+    return made
 
 
 def score_options(config: dict[str, Any]) -> ScoreOptions:

@@ -81,7 +81,7 @@ def plan(experiment: Experiment, devices: int) -> Plan:
         num_params=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         memory={
             "parameters": each,
-            "their average": num_bytes(state.ema_params),
+            "their averages": num_bytes(state.averages),
             "optimizer": num_bytes(state.opt_state),
             # Those of a part of the batch, and the sum over the parts.
             "gradients": each * (1 if options.num_microbatches == 1 else 2),

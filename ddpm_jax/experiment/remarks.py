@@ -35,4 +35,16 @@ def of_training(experiment: Experiment) -> list[str]:
         *attempt("optimizer", optimizers.remarks, options.num_steps, **rate),
         *model.network.remarks(model.image_shape),
         *schedules.remarks(model.schedule),
+        *_of_averages(options),
     ]
+
+
+def _of_averages(options):
+    """What is odd about averages and their snapshots."""
+    widths = {each.sigma_rel for each in options.averaging.values()} - {None}
+    if options.snapshot_every and not widths:
+        return [
+            f"train.snapshot_every {options.snapshot_every} has no effect: there are "
+            "no averages of the kind 'power' to store"
+        ]
+    return []

@@ -13,7 +13,9 @@ from ddpm_jax.experiment import code
 from ddpm_jax.experiment.build import build
 from ddpm_jax.experiment.config import differences
 from ddpm_jax.experiment.model import Model
+from ddpm_jax.experiment.sections import attempt
 from ddpm_jax.files import atomic_write
+from ddpm_jax.training import ema, snapshots
 from ddpm_jax.training.checkpoints import Checkpoints
 from ddpm_jax.training.checksums import DamagedError
 
@@ -43,12 +45,16 @@ MUTABLE = (
     "train.log_every",
     "train.save_every",
     "train.sample_every",
+    "train.snapshot_every",
     "train.num_samples",
     "train.keep",
     "train.max_skipped",
     "train.steps_per_call",
     "train.timeout",
 )
+
+# Where averages are stored, beside checkpoints.
+SNAPSHOTS = "snapshots"
 
 # What the data of a run hold, beside its config.
 _DATA = "data.json"
@@ -110,6 +116,11 @@ def write(workdir: Path, config: dict[str, Any], params) -> None:
       OSError: if it cannot be written; nothing is left then.
     """
     config = {"optimizer": {"name": "sgd"}, **config}  # sgd: no moments to keep
+    if config.get("train", {}).get("averages"):  # of these parameters there is one
+        config = {**config, "train": {**config["train"]}}
+        del config["train"]["averages"]
+        if config["train"].get("ema_decay", 0) is None:
+            del config["train"]["ema_decay"]
     partial = workdir.with_name(f".{workdir.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -220,29 +231,46 @@ def lock(workdir: Path):
 
 
 def load_params(
-    workdir: str | Path, model: Model, ema: bool = True, step: int | str | None = None
+    workdir: str | Path,
+    model: Model,
+    weights: str | float = ema.MAIN,
+    step: int | str | None = None,
 ):
     """Loads the parameters of a run's network; training in it is not disturbed.
 
     Args:
       workdir: the folder of a run.
       model: of its network.
-      ema: whether to take the averaged parameters or the raw ones.
+      weights: the name of an average, "raw" for the parameters themselves, or the
+        sigma_rel of an average to be reconstructed of the run's snapshots.
       step: of the checkpoint, "best" for that of the best score while training, by
         default the latest.
 
     Raises:
-      ConfigError: if the folder does not hold a run, or no such checkpoint.
+      ConfigError: if the folder does not hold a run, or no such checkpoint or average.
     """
+    if isinstance(weights, float):
+        step, like = find_step(workdir, step, weights), model.abstract_params()
+        folder = Path(workdir, SNAPSHOTS)
+        return attempt("weights", snapshots.reconstruct, folder, like, weights, step)
     with _checkpoints(workdir) as checkpoints:
-        if ema:
-            return checkpoints.restore_ema(model.abstract_params(), step)
+        if weights != "raw":
+            return checkpoints.restore_ema(model.abstract_params(), step, weights)
         like = build(code.kept(workdir, read_config(workdir))).abstract_state()
         return checkpoints.restore(like, step).params
 
 
-def find_step(workdir: str | Path, step: int | str | None = None) -> int:
-    """Returns the step of the checkpoint that `load_params` takes; raises as it."""
+def find_step(
+    workdir: str | Path,
+    step: int | str | None = None,
+    weights: str | float = ema.MAIN,
+) -> int:
+    """Returns the step of what `load_params` takes; raises as it."""
+    if isinstance(weights, float):
+        try:
+            return snapshots.find_step(Path(workdir, SNAPSHOTS), step)
+        except FileNotFoundError as error:
+            raise ConfigError(str(error)) from error
     with _checkpoints(workdir) as checkpoints:
         return checkpoints.find(step)
 

@@ -18,7 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from ddpm_jax.files import atomic_write
-from ddpm_jax.training import checksums, ranking
+from ddpm_jax.training import checksums, ema, ranking, structure
 from ddpm_jax.training.checksums import DamagedError
 from ddpm_jax.training.step import TrainState
 
@@ -128,8 +128,11 @@ class Checkpoints(contextlib.AbstractContextManager):
         host = jax.device_get(state)
         self._check_space(sum(x.nbytes for x in jax.tree.leaves(host)))
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(_without_ema(host)),
-            ema=ocp.args.StandardSave(host.ema_params),
+            state=ocp.args.StandardSave(_without_averages(host)),
+            **{
+                _item(name): ocp.args.StandardSave(average)
+                for name, average in host.averages.items()
+            },
         )
         self.wait()
         self._saving = step
@@ -188,12 +191,15 @@ class Checkpoints(contextlib.AbstractContextManager):
           DamagedError: if it is not what was saved.
           OSError: if it cannot be read, or holds another model.
         """
-        restored = self._read(step, state=_without_ema(like), ema=like.ema_params)
-        return TrainState(**{**restored.state, "ema_params": restored.ema})
+        items = {_item(name): average for name, average in like.averages.items()}
+        restored = self._read(step, state=_without_averages(like), **items)
+        state = {key: restored.state[key] for key in ("step", "params", "opt_state")}
+        averages = {name: restored[_item(name)] for name in like.averages}
+        return TrainState(**state, averages=averages)
 
-    def restore_ema(self, like, step=None):
+    def restore_ema(self, like, step=None, name: str = ema.MAIN):
         """Returns averaged parameters, shaped as `like`; raises as `restore`."""
-        return self._read(step, ema=like).ema
+        return self._read(step, **{_item(name): like})[_item(name)]
 
     def wait(self) -> None:
         """Waits for the save under way.
@@ -235,7 +241,12 @@ class Checkpoints(contextlib.AbstractContextManager):
     def _read(self, step, **items):
         self.wait()
         step = self.find(step)
-        like = items["ema"]
+        for item in items:
+            if not Path(self.folder, f"{step:08}", item).is_dir():
+                raise FileNotFoundError(
+                    f"the checkpoint of step {step} in {self.folder} has no "
+                    f"{item.replace('_', ' ', 1)}: there is {self._averages(step)}"
+                )
         zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), items)
         args = {name: ocp.args.StandardRestore(item) for name, item in zeros.items()}
         which = f"the checkpoint of step {step} in {self.folder}"
@@ -248,12 +259,15 @@ class Checkpoints(contextlib.AbstractContextManager):
         except MemoryError:  # says nothing of the file
             raise
         except Exception as error:  # Orbax raises anything
-            other = _other_modules(Path(self.folder, f"{step:08}", "ema"), like)
+            item, like = [*items.items()][-1]  # of parameters alone
+            other = structure.other_modules(Path(self.folder, f"{step:08}", item), like)
             if other:
                 raise OSError(f"{which} is of another network: {other}") from error
             raise OSError(f"cannot read {which} ({_cause(error)})") from error
         for name, item in zeros.items():
-            _check_shapes(item, restored[name], f"step {step} in {self.folder}")
+            structure.check_shapes(
+                item, restored[name], f"step {step} in {self.folder}"
+            )
         return restored
 
     def _sign(self) -> None:
@@ -271,33 +285,30 @@ class Checkpoints(contextlib.AbstractContextManager):
         self._manager.reload()
         return f"{why}: it was moved to {aside}"
 
+    def _averages(self, step: int) -> str:
+        """The names of the averages in a checkpoint."""
+        folders = sorted(Path(self.folder, f"{step:08}").glob(f"{ema.MAIN}*"))
+        return ", ".join(path.name.removeprefix(f"{ema.MAIN}_") for path in folders)
+
     def listed(self) -> str:
         """Returns which checkpoints there are, in words."""
         steps = ", ".join(map(str, self.steps()))
         return f"there are those of steps {steps}" if steps else "there is none yet"
 
 
-def _without_ema(state: TrainState) -> dict:
-    return state._replace(ema_params=None)._asdict()
+def _without_averages(state: TrainState) -> dict:
+    """What is saved beside them; "ema_params" is what all checkpoints have there."""
+    return {
+        "step": state.step,
+        "params": state.params,
+        "ema_params": None,
+        "opt_state": state.opt_state,
+    }
 
 
-def _other_modules(folder: Path, wanted) -> str:
-    """Which modules a checkpoint and a network do not share, in words."""
-    there = {*ocp.StandardCheckpointHandler().metadata(folder).tree}
-    sides = {"it has": there - {*wanted}, "it has no": {*wanted} - there}
-    return ", ".join(f"{k} {', '.join(sorted(v)[:3])}" for k, v in sides.items() if v)
-
-
-def _check_shapes(wanted, found, where: str) -> None:
-    for (path, a), b in zip(
-        jax.tree.leaves_with_path(wanted), jax.tree.leaves(found), strict=True
-    ):
-        if a.shape != b.shape:
-            name = jax.tree_util.keystr(path, simple=True, separator=".")
-            raise OSError(
-                f"the checkpoint of {where} is of another network: {name} is {b.shape} "
-                f"there and {a.shape} in the config"
-            )
+def _item(average: str) -> str:
+    """What an average is called in a checkpoint."""
+    return average if average == ema.MAIN else f"{ema.MAIN}_{average}"
 
 
 def _cause(error: Exception) -> str:

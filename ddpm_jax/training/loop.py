@@ -14,6 +14,7 @@ from ddpm_jax.distributed import multihost
 from ddpm_jax.errors import ConfigError, one_line
 from ddpm_jax.training import calls
 from ddpm_jax.training.checkpoints import Checkpoints
+from ddpm_jax.training.ema import MAIN, Average, constant
 from ddpm_jax.training.meter import DivergedError, Meter
 from ddpm_jax.training.preemption import Preemption
 from ddpm_jax.training.step import TrainState
@@ -26,7 +27,11 @@ class TrainOptions(NamedTuple):
 
     Attributes:
       num_steps: the step to train to.
-      ema_decay: decay of the moving average of the parameters.
+      ema_decay: decay of the average of the parameters from which is drawn; None
+        where `averages` says how "ema" is made.
+      averages: further averages by name (see `training.ema`).
+      snapshot_every: steps between snapshots of the averages by power functions, from
+        which others are reconstructed; 0 for none.
       num_microbatches: parts of a batch gone through in turn, to save memory.
       log_every: steps between records.
       save_every: steps between checkpoints; the last is always saved.
@@ -46,7 +51,9 @@ class TrainOptions(NamedTuple):
     """
 
     num_steps: int
-    ema_decay: float = 0.9999
+    ema_decay: float | None = 0.9999
+    averages: dict[str, Average] | None = None
+    snapshot_every: int = 0
     num_microbatches: int = 1
     log_every: int = 100
     save_every: int = 5000
@@ -58,6 +65,14 @@ class TrainOptions(NamedTuple):
     steps_per_call: int | None = None
     deterministic: bool = False
     augmentation: float = 0.0
+
+    @property
+    def averaging(self) -> dict[str, Average]:
+        """All averages by name."""
+        if self.ema_decay is None:
+            return self.averages or {}
+        plain = Average(constant, (("decay", self.ema_decay),))
+        return {MAIN: plain, **(self.averages or {})}
 
     @property
     def in_flight(self) -> int:

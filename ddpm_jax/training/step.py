@@ -4,7 +4,7 @@ A step is an ordinary function of (state, batch, key); `axis_name` is all that i
 of devices. The state holds arrays only, so it can be donated, saved and compared.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
+from ddpm_jax.training import ema
 from ddpm_jax.training.optimizers import global_norm
 
 
@@ -21,26 +22,34 @@ class TrainState(NamedTuple):
     Attributes:
       step: the number of steps taken.
       params: parameters.
-      ema_params: their exponential moving average, from which samples are drawn.
+      averages: averages of them over the steps, by name (see `ema`).
       opt_state: the optimizer's state.
     """
 
     step: Int[Array, ""]
     params: Any
-    ema_params: Any
+    averages: dict[str, Any]
     opt_state: Any
 
+    @property
+    def ema_params(self):
+        """The average from which samples are drawn."""
+        return self.averages[ema.MAIN]
 
-def init_state(params, tx: optax.GradientTransformation) -> TrainState:
-    """Makes the state before the first step."""
-    copy = jax.tree.map(jnp.copy, params)  # a donated buffer must not occur twice
-    return TrainState(jnp.zeros((), jnp.int32), params, copy, tx.init(params))
+
+def init_state(
+    params, tx: optax.GradientTransformation, averages: Iterable[str] = (ema.MAIN,)
+) -> TrainState:
+    """Makes the state before the first step, with averages of these names."""
+    # Copies: a donated buffer must not occur twice.
+    copies = {name: jax.tree.map(jnp.copy, params) for name in averages}
+    return TrainState(jnp.zeros((), jnp.int32), params, copies, tx.init(params))
 
 
 def make_train_step(
     loss_fn: Callable,
     tx: optax.GradientTransformation,
-    ema_decay: float,
+    averages: Mapping[str, Callable],
     num_microbatches: int = 1,
     axis_name: str | None = None,
     skip_nonfinite: bool = False,
@@ -50,7 +59,7 @@ def make_train_step(
     Args:
       loss_fn: (params, batch, key) -> (loss, metrics).
       tx: the optimizer.
-      ema_decay: decay of the moving average; the first step copies (Ho et al. 2020).
+      averages: of each average, (number of the update, from 1) -> its step size.
       num_microbatches: how many parts of the batch are gone through in turn, their
         gradients averaged, to save memory; it must divide the batch of a device.
       axis_name: the mapped axis over which gradients and metrics are averaged, if any.
@@ -80,10 +89,10 @@ def make_train_step(
             metrics = jax.lax.pmean(metrics, axis_name)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        decay = jnp.where(state.step == 0, 0.0, ema_decay)
-        ema_params = optax.incremental_update(params, state.ema_params, 1 - decay)
+        step_sizes = {name: each(state.step + 1) for name, each in averages.items()}
+        averaged = ema.update(state.averages, params, step_sizes)
         metrics = {**metrics, "grad_norm": global_norm(grads)}
-        new = TrainState(state.step + 1, params, ema_params, opt_state)
+        new = TrainState(state.step + 1, params, averaged, opt_state)
         if skip_nonfinite:
             new = _if_finite(metrics, new, state)
         return new, metrics

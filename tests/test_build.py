@@ -20,6 +20,7 @@ RECIPES = sorted(str(path) for path in Path("configs").glob("*.py"))
 FAMILIES = {
     "configs/lsun.py": ("bedroom", "church", "cat"),
     "configs/imagenet64.py": ("unconditional", "conditional"),
+    "configs/cifar_edm.py": ("unconditional", "conditional"),
 }
 RECIPES = [path for path in RECIPES if path not in FAMILIES]
 RECIPES += [f"{path}:{name}" for path, names in FAMILIES.items() for name in names]
@@ -28,6 +29,10 @@ PARAMETERS = {
     "configs/celebahq256.py": 113_673_219,
     "configs/imagenet64.py:unconditional": 121_063_942,
     "configs/imagenet64.py:conditional": 273_049_350,
+    "configs/cifar_edm.py:unconditional": 55_733_891,
+    "configs/cifar_edm.py:conditional": 55_735_299,
+    "configs/ffhq64_edm.py": 61_805_571,
+    "configs/cifar_minsnr.py": 35_746_307,
 }
 
 

@@ -20,7 +20,7 @@ def test_each_goes_downhill(name):
     tx, _ = make_optimizer(name, learning_rate=0.1)
     x = jnp.array(3.0)
     state = tx.init(x)
-    for _ in range(100):
+    for _ in range(200):
         update, state = tx.update(2 * x, state, x)
         x = x + update
     assert abs(x) < 1
@@ -101,6 +101,11 @@ def test_settings_go_to_optax():
         ({"b2": np.nan}, ValueError, "b2 must lie in .0, 1., got nan"),
         ({"eps": 0.0}, ValueError, "eps must be positive, got 0.0"),
         ({"eps_root": -1e-8}, ValueError, "eps_root must be 0 or more"),
+        ({"decay": "inverse_sqrt"}, ValueError, "needs decay_start, a step after"),
+        ({"decayed": "kernel"}, ValueError, "did you mean 'kernels'"),
+        ({"decayed": "kernels"}, ValueError, "is of adamw and muon, not of adam"),
+        ({"name": "muon", "beta": 1.0}, ValueError, "beta must lie in .0, 1."),
+        ({"name": "muon", "ns_steps": 0}, ValueError, "ns_steps must be 1 or more"),
         ({"nesterov": "no"}, ValueError, "nesterov must be True or False, got 'no'"),
         ({"mu_dtype": "float16"}, ValueError, "must be 'float32' or 'bfloat16'"),
         ({"name": "sgd", "momentum": 1.0}, ValueError, "momentum must lie in .0, 1."),
@@ -156,3 +161,70 @@ def test_what_is_odd_about_a_rate_is_said():
     assert "warmup_steps 100 are not over when the training ends, at step 100" in said
     (said,) = remarks(100, decay="constant", decay_steps=50)
     assert "decay_steps 50 has no effect" in said
+
+
+def test_the_inverse_square_root_is_that_of_edm2():
+    """Lr / sqrt(max(t / t_ref, 1)) * min(t / warm-up, 1), Karras et al. (2024)."""
+    settings = {"warmup_steps": 10, "decay_start": 70}
+    _, rate = make_optimizer("adam", 0.01, decay="inverse_sqrt", **settings)
+    for step in (0, 5, 10, 69, 70, 71, 280, 7000):
+        expected = 0.01 / np.sqrt(max(step / 70, 1)) * min(step / 10, 1)
+        np.testing.assert_allclose(rate(step), expected, rtol=1e-6)
+    assert remarks(10_000, 10, "inverse_sqrt", decay_start=70) == []
+    assert "decay_start 70 has no effect" in remarks(100, decay_start=70)[0]
+
+
+def parameters():
+    draw = np.random.default_rng(0).standard_normal
+    return {
+        "conv": {"kernel": draw((3, 3, 4, 8)), "bias": draw(8)},
+        "norm": {"scale": draw(8), "bias": draw(8)},
+        "dense": {"kernel": draw((8, 6)), "bias": draw(6)},
+        "classes": {"embedding": draw((10, 8))},
+    }
+
+
+def updates(name, grads, params, **settings):
+    tx, _ = make_optimizer(name, 0.1, clip_norm=None, **settings)
+    return tx.update(grads, tx.init(params), params)[0]
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_weight_decay_may_leave_biases_and_norms_alone(name):
+    """With gradients of 0, what is left is the decay."""
+    params, draw = parameters(), {"weight_decay": 0.5}
+    zeros = jax.tree.map(np.zeros_like, params)
+    change = updates(name, zeros, params, decayed="kernels", **draw)
+    for layer, leaves in params.items():
+        for key, leaf in leaves.items():
+            rest = -0.05 * leaf if key == "kernel" else 0 * leaf
+            np.testing.assert_allclose(change[layer][key], rest, atol=1e-6)
+    if name == "adamw":
+        change = updates(name, zeros, params, **draw)
+        np.testing.assert_allclose(
+            change["norm"]["scale"], -0.05 * params["norm"]["scale"], rtol=1e-5
+        )
+
+
+def test_muon_makes_a_kernel_orthogonal_and_leaves_the_rest_to_adam():
+    params = parameters()
+    draw = np.random.default_rng(1).standard_normal
+    grads = jax.tree.map(lambda x: draw(x.shape).astype(np.float32), params)
+    change = updates("muon", grads, params, ns_steps=10)
+    for layer in ("conv", "dense"):
+        matrix = np.asarray(change[layer]["kernel"])
+        matrix = matrix.reshape(-1, matrix.shape[-1])  # from inputs to outputs
+        values = np.linalg.svd(matrix, compute_uv=False)
+        assert values.max() / values.min() < 2.0  # of the gradient, above 3
+    adam = updates("adam", grads, params, nesterov=True)
+    for layer, key in (("conv", "bias"), ("norm", "scale"), ("classes", "embedding")):
+        np.testing.assert_allclose(change[layer][key], adam[layer][key], rtol=1e-4)
+
+
+def test_muon_with_a_consistent_size_moves_as_far_as_adam():
+    params = parameters()
+    grads = jax.tree.map(np.ones_like, params)
+    draw = np.random.default_rng(1).standard_normal
+    grads = jax.tree.map(lambda x: draw(x.shape).astype(np.float32), grads)
+    change = updates("muon", grads, params, consistent_rms=0.2)["dense"]["kernel"]
+    np.testing.assert_allclose(np.sqrt(np.mean(change**2)), 0.1 * 0.2, rtol=0.25)

@@ -8,16 +8,12 @@ import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
+from optax import contrib
 
 from ddpm_jax.errors import unknown
 
-OPTIMIZERS = {
-    "adam": optax.adam,
-    "adamw": optax.adamw,
-    "adamax": optax.adamax,
-    "sgd": optax.sgd,
-}
-DECAYS = ("constant", "cosine", "linear")
+DECAYS = ("constant", "cosine", "linear", "inverse_sqrt")
+DECAYED = ("all", "kernels")
 DTYPES = (None, "float32", "bfloat16")  # float16 has no room for small gradients
 # What the settings of optax must be, in words and as a rule.
 _SHARE = "lie in [0, 1)", lambda value: 0 <= value < 1
@@ -26,6 +22,9 @@ _FLOAT = "be 'float32' or 'bfloat16'", lambda value: value in DTYPES
 _RULES = {
     "b1": _SHARE,
     "b2": _SHARE,
+    "beta": _SHARE,
+    "ns_steps": ("be 1 or more", lambda value: value >= 1),
+    "consistent_rms": ("be positive", lambda value: value is None or value > 0),
     "momentum": ("lie in [0, 1)", lambda value: value is None or 0 <= value < 1),
     "eps": ("be positive", lambda value: 0 < value < math.inf),
     "eps_root": _FROM_0,
@@ -36,12 +35,88 @@ _RULES = {
 }
 
 
+def kernels(params):
+    """Returns, as a tree of booleans, which parameters are kernels.
+
+    All but biases, scales and embeddings: what is multiplied with features.
+    """
+
+    def is_kernel(path, leaf):
+        return path[-1:] == (jax.tree_util.DictKey("kernel"),) and leaf.ndim > 1
+
+    return jax.tree.map_with_path(is_kernel, params)
+
+
+def muon(
+    learning_rate: float | Callable,
+    beta: float = 0.95,
+    ns_steps: int = 5,
+    nesterov: bool = True,
+    weight_decay: float = 0.0,
+    consistent_rms: float | None = None,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    weight_decay_mask: Callable | None = None,
+) -> optax.GradientTransformation:
+    """Makes Muon (Jordan et al. 2024) of kernels, and Adam of everything else.
+
+    A kernel is orthogonalised as the matrix from all its inputs to its outputs, which
+    are its last axis; those of a convolution are its places and channels.
+
+    Args:
+      learning_rate: of both, as a number or a function of the updates made.
+      beta: decay of the momentum.
+      ns_steps: Newton-Schulz iterations.
+      nesterov: whether the momentum looks ahead, of Adam too.
+      weight_decay: of kernels.
+      consistent_rms: root mean square of an update, such as 0.2, which lets the
+        learning rate be Adam's; None for one that grows with a kernel's shape.
+      b1: of Adam.
+      b2: of Adam.
+      weight_decay_mask: params -> which of them decay, as a tree of booleans.
+    """
+
+    def matrices(params):
+        def matrix(leaf, is_kernel):
+            inputs, outputs = tuple(range(leaf.ndim - 1)), leaf.ndim - 1
+            return contrib.MuonDimensionNumbers(inputs, outputs) if is_kernel else None
+
+        return jax.tree.map(matrix, params, kernels(params))
+
+    return contrib.muon(
+        learning_rate,
+        beta=beta,
+        ns_steps=ns_steps,
+        nesterov=nesterov,
+        weight_decay=weight_decay,
+        weight_decay_mask=weight_decay_mask,
+        consistent_rms=consistent_rms,
+        adam_b1=b1,
+        adam_b2=b2,
+        muon_weight_dimension_numbers=matrices,
+    )
+
+
+OPTIMIZERS = {
+    "adam": optax.adam,
+    "adamw": optax.adamw,
+    "adamax": optax.adamax,
+    "radam": optax.radam,
+    "sgd": optax.sgd,
+    "muon": muon,
+}
+# What each calls the tree of what its weight decay is of.
+_MASKS = {"adamw": "mask", "muon": "weight_decay_mask"}
+
+
 def make_optimizer(
     name: str | Callable = "adam",
     learning_rate: float = 2e-4,
     warmup_steps: int = 0,
     decay: str = "constant",
     decay_steps: int | None = None,
+    decay_start: int | None = None,
+    decayed: str = "all",
     clip_norm: float | None = 1.0,
     num_steps: int | None = None,
     **settings,
@@ -49,12 +124,17 @@ def make_optimizer(
     """Makes an optimizer and the learning rate it follows.
 
     Args:
-      name: "adam", "adamw", "adamax" or "sgd", as optax calls them; or a function of
-        the same form, (learning_rate, **settings) -> GradientTransformation.
+      name: "adam", "adamw", "adamax", "radam", "sgd" or "muon", as optax calls them; or
+        a function of the same form, (learning_rate, **settings) ->
+        GradientTransformation.
       learning_rate: its peak.
       warmup_steps: steps over which it rises from 0, linearly.
-      decay: "constant", or to 0 after the warm-up along a "cosine" or "linear".
+      decay: "constant", or to 0 after the warm-up along a "cosine" or "linear", or
+        "inverse_sqrt", by sqrt(decay_start / step) (Karras et al. 2024).
       decay_steps: the step at which it reaches 0, by default the last.
+      decay_start: the step from which "inverse_sqrt" decays.
+      decayed: what weight decay is of: "all", or "kernels", which leaves biases, scales
+        and embeddings alone.
       clip_norm: largest global norm of the (averaged) gradient, or None.
       num_steps: the last step of the training, where it is known.
       **settings: further arguments of the optax optimizer, such as b1, b2, eps,
@@ -77,7 +157,7 @@ def make_optimizer(
         raise ValueError(f"clip_norm must be positive or None, got {clip_norm}")
     if decay_steps is None and num_steps is not None:
         decay_steps = max(num_steps, warmup_steps + 1)
-    rate = _learning_rate(learning_rate, warmup_steps, decay, decay_steps)
+    rate = _learning_rate(learning_rate, warmup_steps, decay, decay_steps, decay_start)
     known = {
         *inspect.signature(make_optimizer).parameters,
         *inspect.signature(make).parameters,
@@ -89,6 +169,14 @@ def make_optimizer(
         words, fits = _RULES[setting]
         if not fits(settings[setting]):
             raise ValueError(f"{setting} must {words}, got {settings[setting]!r}")
+    if decayed not in DECAYED:
+        raise ValueError(unknown("value of decayed", decayed, DECAYED))
+    if decayed == "kernels":
+        if name not in _MASKS:
+            raise ValueError(
+                f"decayed='kernels' is of {' and '.join(_MASKS)}, not of {name}"
+            )
+        settings[_MASKS[name]] = kernels
     clip = clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
     return optax.chain(clip, make(rate, **settings)), rate
 
@@ -98,6 +186,7 @@ def remarks(
     warmup_steps: int = 0,
     decay: str = "constant",
     decay_steps: int | None = None,
+    decay_start: int | None = None,
     **others,
 ) -> list[str]:
     """Returns, in a line each, what is odd about a learning rate, but can be meant.
@@ -107,21 +196,27 @@ def remarks(
       warmup_steps: see `make_optimizer`.
       decay: see there.
       decay_steps: see there.
+      decay_start: see there.
       **others: further arguments of `make_optimizer`.
 
     Raises:
       ValueError: if it is 0 before the training ends.
     """
-    if decay != "constant" and decay_steps is not None and decay_steps < num_steps:
+    ends = decay in ("cosine", "linear")
+    if ends and decay_steps is not None and decay_steps < num_steps:
         raise ValueError(
             f"the learning rate is 0 from decay_steps {decay_steps} on, but the "
             f"training goes on to step {num_steps}: give decay_steps={num_steps}, or "
             "None, which follows train.num_steps"
         )
     found = []
-    if decay == "constant" and decay_steps is not None:
+    if not ends and decay_steps is not None:
         found.append(
-            f"optimizer.decay_steps {decay_steps} has no effect on a decay 'constant'"
+            f"optimizer.decay_steps {decay_steps} has no effect on a decay {decay!r}"
+        )
+    if decay != "inverse_sqrt" and decay_start is not None:
+        found.append(
+            f"optimizer.decay_start {decay_start} has no effect on a decay {decay!r}"
         )
     if warmup_steps >= num_steps:
         found.append(
@@ -156,10 +251,20 @@ def global_norm(tree) -> Float[Array, ""]:
     return jnp.sqrt(sum(jnp.sum(sum(alike)) for alike in squares.values()))
 
 
-def _learning_rate(peak, warmup_steps, decay, decay_steps):
+def _learning_rate(peak, warmup_steps, decay, decay_steps, decay_start):
     if decay not in DECAYS:
         raise ValueError(unknown("decay", decay, DECAYS))
-    if decay == "constant":
+    if decay == "inverse_sqrt":
+        if decay_start is None or decay_start < max(1, warmup_steps):
+            raise ValueError(
+                "decay 'inverse_sqrt' needs decay_start, a step after the warm-up"
+            )
+
+        def after(step):
+            past = jnp.maximum((step + warmup_steps) / decay_start, 1.0)
+            return peak / jnp.sqrt(past)
+
+    elif decay == "constant":
         after = optax.constant_schedule(peak)
     elif decay_steps is None or decay_steps <= warmup_steps:
         raise ValueError(f"decay {decay!r} needs decay_steps beyond the warm-up")

@@ -82,7 +82,7 @@ def test_which_of_a_files_models_is_meant(folder):
         ),
         (["input_blocks.0.0.weight", "out.2.positional_embedding"], "a classifier"),
         (["unet.down.lora_A.weight"], "LoRA, changes of another model's weights"),
-        (["model.map_layer0.weight"], "a model of NVIDIA's EDM"),
+        (["model.map_layer0.weight"], "missing: enc.32x32_block0.conv0.weight"),
         (["state.0.exp_avg"], "the state of an optimizer"),
         (["ema.shadow_params.0"], "averaged weights without their names"),
         (["fc.weight", "fc.bias", "conv.weight"], "that is known (conv, fc); only U-"),

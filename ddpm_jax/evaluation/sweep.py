@@ -68,19 +68,18 @@ def rows(
     choices = [each for text in drawn for each in _samplers(text, options)]
     scales, weights = values(sweep, GUIDANCE), values(sweep, WEIGHTS)
     if scales or weights or not sweep:
-        choices = choices or [(None, options)]
+        choices = choices or [(None, None, options)]
     model = None
-    for (name, one), scale in itertools.product(choices, scales or [None]):
+    for (name, steps, one), scale in itertools.product(choices, scales or [None]):
         if scale is not None:
             one = one._replace(guidance_scale=_scale(scale))
         model = trained.model(one, like=model)
-        steps = len(model.timesteps) - 1
         called = [name or model.protocol()["sampler"]["name"]]
         if scale is not None:
             called.append(f"guidance {scale}")
         if weights:
             called.append(trained.origin["weights"])
-        yield Row(f"{', '.join(called)}:{steps}", model)
+        yield Row(f"{', '.join(called)}:{steps or len(model.timesteps) - 1}", model)
     yield from (Row(text, None) for text in sweep if _name(text) == "data")
 
 
@@ -90,14 +89,14 @@ def _name(text):
 
 
 def _samplers(text, options):
-    """Yields (sampler and spacing, options) for each number of steps."""
+    """Yields (sampler and spacing, steps, options) for each number of steps."""
     name, _, parts = text.rpartition(":")
     sampler, _, spacing = name.partition("@")
     for steps in parts.split(","):
         if not (sampler and steps.isdigit()) or name.endswith("@"):
             raise ConfigError(f"--sweep {text}: give NAME:STEPS, as in ddim:10,20")
         spaced = options._replace(timesteps=spacing or options.timesteps)
-        yield name, spaced._replace(sampler=sampler, num_steps=int(steps))
+        yield name, steps, spaced._replace(sampler=sampler, num_steps=int(steps))
 
 
 def _scale(text):

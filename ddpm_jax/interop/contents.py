@@ -9,6 +9,7 @@ from ddpm_jax.interop.layout import Tensors, few
 ERMONGROUP = "temb.dense.0.weight"
 OPENAI = "input_blocks.0.0.weight"
 DIFFUSERS = "time_embedding.linear_1.weight"
+EDM = "map_layer0.weight"
 PARALLEL = "module."  # before the names of a data parallel model
 # What averaged weights lie under; "online" are those beside them within an "ema".
 AVERAGED = re.compile(
@@ -24,15 +25,14 @@ OTHERS = {
     r"quant_conv\.": "an autoencoder",
     r"adaLN_modulation\.": "a diffusion transformer",
     r"all_modules\.": "a score model of yang-song/score_sde",
-    r"map_layer0\.": "a model of NVIDIA's EDM",
     r"downs\.0\.0\.": "a model of denoising-diffusion-pytorch",
     r"exp_avg": "the state of an optimizer",
     re.escape(NAMELESS): "averaged weights without their names, as EMAModel keeps them "
     "(copy_to puts them into a model, whose state_dict can be saved)",
 }
 ONLY = (
-    "only U-Nets for images in pixels can be imported, of diffusers, of OpenAI or of "
-    "ermongroup/ddim"
+    "only U-Nets for images in pixels can be imported, of diffusers, of OpenAI, of EDM "
+    "or of ermongroup/ddim"
 )
 
 
@@ -88,7 +88,7 @@ def _with_dots(tensors):
 
 def _places(tensors):
     """What stands before the names of each model that is known."""
-    ends = (ERMONGROUP, OPENAI, DIFFUSERS)
+    ends = (ERMONGROUP, OPENAI, DIFFUSERS, EDM)
     found = [(name, end) for name in tensors for end in ends if name.endswith(end)]
     places = {name.removesuffix(end) for name, end in found}
     return sorted(place for place in places if place == "" or place.endswith("."))

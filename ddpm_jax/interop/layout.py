@@ -24,12 +24,14 @@ class Layout(NamedTuple):
         length 1 those have.
       fused_rows: (part, width) -> which rows of a tensor three times as wide are ours,
         for parts that share one; None for all others.
+      names: our parameters that are no kernel, bias or scale -> their tensors.
     """
 
     modules: Mapping[str, str]
     parts: Mapping[str, str]
     pointwise: Mapping[str, int]
     fused_rows: Callable[[str, int], np.ndarray | None] = lambda part, width: None
+    names: Mapping[str, str] = {}
 
 
 class Entry(NamedTuple):
@@ -89,13 +91,17 @@ def read_params(tensors: Tensors, entries: Mapping[Path, Entry], like):
 
 
 def write_tensors(params, entries: Mapping[Path, Entry]) -> dict[str, np.ndarray]:
-    """Returns parameters as a file's float32 tensors, where none are fused."""
-    return {
-        entries[path].name: np.ascontiguousarray(
-            _to_theirs(np.asarray(leaf, np.float32), entries[path], path[-1])
-        )
-        for path, leaf in leaves(params).items()
-    }
+    """Returns parameters as a file's float32 tensors."""
+    tensors = {}
+    for path, leaf in leaves(params).items():
+        entry = entries[path]
+        array = _to_theirs(np.asarray(leaf, np.float32), entry, path[-1])
+        if entry.rows is None:
+            tensors[entry.name] = np.ascontiguousarray(array)
+        else:
+            whole = tensors.setdefault(entry.name, np.zeros(entry.shape, np.float32))
+            whole[entry.rows] = array
+    return tensors
 
 
 def shape_of(tensors: Tensors, name: str) -> tuple[int, ...]:
@@ -131,6 +137,8 @@ def few(names: Iterable[str], most: int = 3) -> str:
 
 
 def _entry(layout, path, shape):
+    if ".".join(path) in layout.names:
+        return Entry(layout.names[".".join(path)], tuple(shape))
     *module, kind = path
     rows = None
     if kind == "kernel":
@@ -170,7 +178,7 @@ def _to_theirs(array, entry, kind):
         return array
     if array.ndim == 4:
         return array.transpose(3, 2, 0, 1)
-    return array.T.reshape(entry.shape)
+    return array.T.reshape(-1, *entry.shape[1:])
 
 
 def _faults(tensors, entries):

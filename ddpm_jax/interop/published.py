@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ddpm_jax.errors import reason
-from ddpm_jax.interop import diffusers, ermongroup, folders, openai
+from ddpm_jax.interop import diffusers, edm, ermongroup, folders, openai
 from ddpm_jax.interop.contents import (
     DIFFUSERS,
+    EDM,
     ERMONGROUP,
     OPENAI,
     only_model,
@@ -112,6 +113,12 @@ def _open_file(file, tensors, settings, image_shape, notes):
         layout = openai.make_layout(config["network"], settings)
         notes = [*notes, *openai.averaged_beside(file)]
         return _pretrained(file, config, layout, tensors, notes)
+    if EDM in tensors:
+        _refuse_settings(file, settings)
+        tensors = edm.without_filters(tensors)
+        config = edm.import_config(tensors)
+        layout = edm.make_layout(config["network"], config["image_shape"][0])
+        return _pretrained(file, config, layout, tensors, [*notes, edm.NOTE])
     if DIFFUSERS not in tensors:
         raise OSError(what_else(tensors))
     _refuse_settings(file, settings)

@@ -42,7 +42,8 @@ def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
         known = ", ".join((".safetensors", *PICKLES))
         raise OSError(
             f"{path}: not a file of weights, whose names end in {known}; a .pkl, as of "
-            "NVIDIA's EDM, is a program, and is not run"
+            "NVIDIA's EDM, is a program, and is not run (docs/noise_levels.md says how "
+            "its tensors are had)"
         )
     instead = stand_in(path)
     if instead:

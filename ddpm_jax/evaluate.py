@@ -140,6 +140,9 @@ def _check(args, of_samples, of_model):
     if args.tolerance is not None and not 0 < args.tolerance < 1:
         raise ConfigError("--tolerance must lie between 0 and 1")
     draws = of_samples and args.images is None
+    for flag in (sweep.WEIGHTS, sweep.GUIDANCE):
+        if sweep.values(args.sweep or (), flag) and getattr(args, flag) is not None:
+            raise ConfigError(f"--sweep {flag} says what --{flag} does: give one")
     for name, used in (
         ("tolerance", "ode_bpd" in of_model),
         ("split", of_model),

@@ -200,6 +200,9 @@ def test_a_sweep_over_averages_and_guidance(workdir, tmp_path, capsys):
         "ddim, guidance 1, raw:2",
     ]
     assert len(names) == 7 and "data:test" in names
+    both = ["--weights", "raw", "--sweep", "weights:narrow"]
+    with pytest.raises(ConfigError, match="--sweep weights says what --weights does"):
+        call(evaluate, *given, *both)
     with pytest.raises(ConfigError, match="guidance_scale: 'x' is no number"):
         call(evaluate, *given, "--sweep", "guidance_scale:x")
 

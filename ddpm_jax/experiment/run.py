@@ -13,7 +13,6 @@ from ddpm_jax.experiment import code
 from ddpm_jax.experiment.build import build
 from ddpm_jax.experiment.config import differences
 from ddpm_jax.experiment.model import Model
-from ddpm_jax.experiment.sections import attempt
 from ddpm_jax.files import atomic_write
 from ddpm_jax.training import ema, snapshots
 from ddpm_jax.training.checkpoints import Checkpoints
@@ -250,9 +249,12 @@ def load_params(
       ConfigError: if the folder does not hold a run, or no such checkpoint or average.
     """
     if isinstance(weights, float):
-        step, like = find_step(workdir, step, weights), model.abstract_params()
-        folder = Path(workdir, SNAPSHOTS)
-        return attempt("weights", snapshots.reconstruct, folder, like, weights, step)
+        step, folder = find_step(workdir, step, weights), Path(workdir, SNAPSHOTS)
+        like = model.abstract_params()
+        try:
+            return snapshots.reconstruct(folder, like, weights, step)
+        except ValueError as error:
+            raise ConfigError(f"weights {weights}: {error}") from error
     with _checkpoints(workdir) as checkpoints:
         if weights != "raw":
             return checkpoints.restore_ema(model.abstract_params(), step, weights)

@@ -5,7 +5,8 @@
 A small model of digits is trained with a checkpoint every few steps. `kill -9` ends it
 at a random moment, in the middle of a save as often as not; the same command starts it
 again. In the end the run must equal, bit for bit, one that nobody interrupted. About
-ten seconds a kill on a laptop.
+ten seconds a kill on a laptop. What else is given is given to the training, as in
+`--config.train.keep=3`.
 """
 
 import argparse
@@ -37,13 +38,13 @@ SMALL = (
 )
 
 
-def start(workdir, num_steps, save_every, output):
+def start(workdir, num_steps, save_every, given, output):
     """Starts training in a process of its own."""
     changes = *SMALL, f"train.num_steps={num_steps}", f"train.save_every={save_every}"
     return subprocess.Popen(
         [sys.executable, "-m", "ddpm_jax.train", "--config", "configs/digits.py"]
         + ["--workdir", str(workdir)]
-        + [f"--config.{change}" for change in changes],
+        + [*(f"--config.{change}" for change in changes), *given],
         stdout=output,
         stderr=subprocess.STDOUT,
         text=True,
@@ -62,10 +63,10 @@ def reached(workdir):
     return 0
 
 
-def live_and_die(workdir, save_every, seconds):
+def live_and_die(workdir, save_every, given, seconds):
     """Trains for so long beyond the first step; returns where it began and ended."""
     with tempfile.NamedTemporaryFile("w+") as output:
-        process = start(workdir, 10**9, save_every, output)
+        process = start(workdir, 10**9, save_every, given, output)
         began = None
         deadline = time.monotonic() + 300
         while began is None or reached(workdir) <= began:
@@ -85,10 +86,10 @@ def live_and_die(workdir, save_every, seconds):
     return began, reached(workdir)
 
 
-def finish(workdir, num_steps, save_every):
+def finish(workdir, num_steps, save_every, given):
     """Trains to the end, and returns the state."""
     with tempfile.TemporaryFile("w+") as output:
-        if start(workdir, num_steps, save_every, output).wait() != 0:
+        if start(workdir, num_steps, save_every, given, output).wait() != 0:
             output.seek(0)
             raise SystemExit(output.read())
     built = build.build(run.read_config(workdir))
@@ -96,19 +97,19 @@ def finish(workdir, num_steps, save_every):
         return checkpoints.restore(built.abstract_state())
 
 
-def soak(folder, kills, save_every, seconds, seed):
+def soak(folder, kills, save_every, seconds, seed, given):
     """Returns the report, and whether the two runs are the same."""
     killed, whole = folder / "killed", folder / "whole"
     draw, began = random.Random(seed), time.monotonic()
     lost, in_save, last, restarts = [], 0, 0, 0
     for _ in tqdm(range(kills), "kills", disable=None):
-        begin, end = live_and_die(killed, save_every, draw.uniform(0, seconds))
+        begin, end = live_and_die(killed, save_every, given, draw.uniform(0, seconds))
         lost.append(last - begin)
         restarts += begin > 0
         last = end
         in_save += any((killed / "checkpoints").glob("*orbax-checkpoint-tmp*"))
     num_steps = last + 10
-    states = [finish(path, num_steps, save_every) for path in (killed, whole)]
+    states = [finish(path, num_steps, save_every, given) for path in (killed, whole)]
     same = jax.tree.map(np.array_equal, *states)
     records = [(path / "metrics.jsonl").read_text() for path in (killed, whole)]
     losses = [re.findall(r'"step": \d+|"loss": [^,]+', text) for text in records]
@@ -134,10 +135,10 @@ def main():
     parser.add_argument("--save_every", type=int, default=3, help="steps")
     parser.add_argument("--seconds", type=float, default=2, help="the longest life")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    args = parser.parse_args()
+    args, given = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as folder:
-        given = args.kills, args.save_every, args.seconds, args.seed
-        report = soak(Path(folder), *given)
+        asked = args.kills, args.save_every, args.seconds, args.seed
+        report = soak(Path(folder), *asked, given)
     for name, value in report.items():
         print(f"{name:<45}{value}")
     raise SystemExit(not report["equal to the run without kills, bit for bit"])

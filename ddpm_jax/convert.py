@@ -2,9 +2,11 @@
 
   python -m ddpm_jax.convert --pretrained ema_cifar10.ckpt --out runs/ddpm_cifar10
   python -m ddpm_jax.convert --workdir runs/cifar --out my_model --format diffusers
+  python -m ddpm_jax.convert --workdir runs/cifar_edm --out mine.safetensors
 
-The formats are `run`, a folder for --workdir of the other commands, and `diffusers`,
-which UNet2DModel, DDPMPipeline and DDIMPipeline of the diffusers library load.
+The formats are `run`, a folder for --workdir of the other commands; `diffusers`, which
+UNet2DModel, DDPMPipeline and DDIMPipeline of the diffusers library load; and `edm`, a
+file of tensors as EDM's DDPM++ and NCSN++ name them.
 """
 
 import argparse
@@ -15,17 +17,20 @@ import jax
 from ddpm_jax.cli import arguments, command
 from ddpm_jax.errors import ConfigError
 from ddpm_jax.experiment import run
-from ddpm_jax.interop import diffusers
+from ddpm_jax.interop import diffusers, edm
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Adds the arguments of this main."""
     arguments.add_model(parser)
-    parser.add_argument("--out", required=True, metavar="DIR", help="a new folder")
+    parser.add_argument(
+        "--out", required=True, metavar="PATH", help="a new folder; of edm, a file"
+    )
     parser.add_argument(
         "--format",
-        choices=["run", "diffusers"],
-        help="default: run of a --pretrained model, diffusers of a --workdir",
+        choices=["run", "diffusers", "edm"],
+        help="default: run of a --pretrained model, and of a --workdir what others "
+        "have for its network",
     )
     return parser
 
@@ -36,13 +41,21 @@ def main(args: argparse.Namespace) -> None:
         raise ConfigError("a model is converted by one process")
     out = Path(args.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"--out {out}: it is there already; give a new folder")
+        raise ConfigError(f"--out {out}: it is there already; give a new one")
     trained = arguments.trained(args)
     model = trained.model()
+    theirs = "edm" if edm.is_theirs(model.config) else "diffusers"
+    kind = args.format or ("run" if args.pretrained else theirs)
+    if (out.suffix == ".safetensors") != (kind == "edm"):
+        raise ConfigError(
+            f"--out {out}: of format {kind}, give a new "
+            + ("file whose name ends in .safetensors" if kind == "edm" else "folder")
+        )
     params = trained.load_params(model)
-    kind = args.format or ("run" if args.pretrained else "diffusers")
     if kind == "diffusers":
         diffusers.export(model.config, model.schedule, params, out)
+    elif kind == "edm":
+        edm.export(model.config, params, out)
     else:
         run.write(out, model.config, params)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -8,14 +8,14 @@ import subprocess
 import sys
 import time
 
+from plain import NAME
+
 from ddpm_jax.experiment import build, config, run
 from ddpm_jax.training.checkpoints import Checkpoints
 
-# One level: what is tested with it does not depend on the network.
+# What is tested with it does not depend on the network.
 SMALL = (
-    "network.channels=8",
-    "network.channel_mults=[1]",
-    "network.num_groups=4",
+    f"network={{'name': '{NAME}', 'num_classes': 10, 'label_dropout': 0.1}}",
     "data.batch_size=8",
     "timesteps.num_steps=3",
     "train.num_steps=6",

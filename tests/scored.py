@@ -1,6 +1,6 @@
 """A run of random weights to be scored, and the numbers in files of scores."""
 
-from tiny import random_params, tiny
+from tiny import plain, random_params
 
 from ddpm_jax.evaluation import report
 from ddpm_jax.experiment import run as runs
@@ -9,10 +9,10 @@ from ddpm_jax.experiment.build import build
 PIXELS = ("--features", "pixels", "--metrics", "fd,kid,pr,dc", "--batch_size", 2)
 
 
-def write_run(tmp_path_factory):
+def write_run(tmp_path_factory, settings=None):
     """A run that was not trained: a fixture of modules of tests."""
     folder = tmp_path_factory.mktemp("evaluate") / "run"
-    settings = tiny("network.channel_mults=1,")  # nothing here depends on levels
+    settings = settings or plain()
     runs.write(folder, settings, random_params(build(settings)))
     return folder
 

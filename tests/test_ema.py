@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import call, fit, tiny
+from tiny import call, fit, plain
 
 import ddpm_jax
 from ddpm_jax import ema as ema_main
@@ -134,7 +134,7 @@ SEVERAL = (
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "several"
-    assert fit(tiny(*SEVERAL), workdir) == 0
+    assert fit(plain(*SEVERAL), workdir) == 0
     return workdir
 
 
@@ -223,14 +223,14 @@ REFUSED = {
 @pytest.mark.parametrize("override", REFUSED)
 def test_mistakes_are_named(override):
     with pytest.raises(ConfigError, match=REFUSED[override]):
-        build.build(tiny(override))
+        build.build(plain(override))
 
 
 def test_an_average_may_replace_the_plain_one(tmp_path):
     """And weights that go elsewhere are one average, whatever the run had."""
     changes = "train.ema_decay=None", "train.averages.ema={'name': 'half_life', "
     changes = changes[0], changes[1] + "'images': 100}"
-    settings = tiny(*changes)
+    settings = plain(*changes)
     built = build.build(settings)
     assert [*built.training.averaging] == ["ema"]
     run.write(tmp_path / "run", settings, jax.jit(built.model.init)(jax.random.key(0)))

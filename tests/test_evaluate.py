@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jobs import environment
 from scored import PIXELS, values, write_run
-from tiny import call
+from tiny import call, tiny
 
 import ddpm_jax
 from ddpm_jax import convert, evaluate
@@ -23,6 +23,13 @@ from ddpm_jax.metrics import frechet, kernel
 from ddpm_jax.sampling import draw
 
 workdir = pytest.fixture(write_run, scope="module")
+
+
+@pytest.fixture(scope="module")
+def unet(tmp_path_factory):
+    """A run of the network that can be published, and knows bfloat16."""
+    return write_run(tmp_path_factory, tiny("network.channel_mults=[1]"))
+
 
 # Of a model, against real images.
 
@@ -179,11 +186,11 @@ def test_bits(workdir, tmp_path):
     assert len(json.loads(out.read_text())) == 2, "known scores are not repeated"
 
 
-def test_a_published_model_is_scored_on_the_data_given(workdir, tmp_path):
+def test_a_published_model_is_scored_on_the_data_given(unet, tmp_path):
     folder = tmp_path / "published"
-    call(convert, "--workdir", workdir, "--out", folder)
+    call(convert, "--workdir", unet, "--out", folder)
     found = []
-    for model in (["--workdir", workdir], ["--pretrained", folder]):
+    for model in (["--workdir", unet], ["--pretrained", folder]):
         out = tmp_path / f"{len(found)}.json"
         given = [*model, "--config.data={'name': 'digits'}", "--num", 5, "--out", out]
         call(evaluate, *given, "--metrics", "bpd")
@@ -245,9 +252,9 @@ def test_images_have_no_likelihood_and_need_data(tmp_path):
         call(evaluate, "--images", tmp_path / "b.npz")
 
 
-def test_a_change_of_the_network_is_another_protocol(workdir, tmp_path):
+def test_a_change_of_the_network_is_another_protocol(unet, tmp_path):
     out = tmp_path / "scores.json"
-    given = ["--workdir", workdir, *PIXELS, "--num", 16, "--out", out]
+    given = ["--workdir", unet, *PIXELS, "--num", 16, "--out", out]
     call(evaluate, *given)
     call(evaluate, *given, "--config.network.dtype=bfloat16")
     one, other = (s.value for s in report.load(out) if s.metric == "fd")

@@ -79,11 +79,12 @@ def test_what_was_trained_is_what_is_loaded(mine):
 
 COUNTED = """
 from ddpm_jax import networks
+import plain
 
 traced = []
 
-def unet(**settings):
-    made = networks.unet(**settings)
+def counted(**settings):
+    made = plain.plain(**settings)
 
     def apply(params, x_t, index, cond=None, keys=None):
         traced.append("drawing" if keys is None else "training")
@@ -101,7 +102,7 @@ def test_the_first_step_traces_the_network_once(tmp_path, monkeypatch):
     """For its parameters, for drawing, and for the program of the step itself."""
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "counted_network.py").write_text(COUNTED)
-    network = "network.name=counted_network:unet"
+    network = "network={'name': 'counted_network:counted', 'learned_variance': True}"
     assert fit(tiny(network, "train.num_steps=1"), tmp_path / "run") == 0
     counted = importlib.import_module("counted_network")
     assert sorted(counted.traced) == ["drawing", "parameters", "training"]

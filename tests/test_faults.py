@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jobs import environment, final_state, small, training
+from plain import NAME
 from tiny import fit
 
 from ddpm_jax.training.checkpoints import Checkpoints
@@ -42,7 +43,8 @@ def workdir(of_six, tmp_path):
 def test_killed_at_random_moments_and_run_again_is_uninterrupted():
     """As `benchmarks/soak.py` without arguments, with fewer kills."""
     result = subprocess.run(
-        [sys.executable, "benchmarks/soak.py", "--kills", "1"],
+        [sys.executable, "benchmarks/soak.py", "--kills", "1"]
+        + [f"--config.network={{'name': '{NAME}'}}"],
         env=environment(),
         capture_output=True,
         text=True,
@@ -140,7 +142,8 @@ def test_a_run_is_not_begun_anew_where_no_checkpoint_can_be_read(workdir):
 def test_a_save_that_fails_leaves_the_checkpoints_before_it(tmp_path, capsys):
     """Files of more than 64 kB cannot be written, as on a full disk."""
     workdir = tmp_path / "run"
-    main, *args = training(workdir, "train.num_steps=2", "train.save_every=1")
+    changes = "train.num_steps=2", "train.save_every=1", "network.channels=512"
+    main, *args = training(workdir, *changes)
     command = [sys.executable, "-m", f"ddpm_jax.{main}", *args]
     result = subprocess.run(
         ["bash", "-c", 'ulimit -f 64; exec "$@"', "-", *command],
@@ -153,5 +156,5 @@ def test_a_save_that_fails_leaves_the_checkpoints_before_it(tmp_path, capsys):
         rf"error: cannot save a checkpoint in {workdir}/checkpoints \(.*there is none"
     )
     assert re.search(said, result.stderr)
-    assert fit(small("train.num_steps=2", "train.save_every=1"), workdir) == 0
+    assert fit(small(*changes), workdir) == 0
     assert "done: step 2" in capsys.readouterr().out

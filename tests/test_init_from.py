@@ -72,24 +72,23 @@ def assert_same(a, b, without=()):
 def test_training_begins_from_a_model(source, published, tmp_path, capsys):
     """At a learning rate near 0 the weights stay; the source is needed only once."""
     params = ddpm_jax.load(source).params
-    for i, path in enumerate((source, published)):
-        copy = shutil.copytree(path, tmp_path / f"source{i}")
-        settings = tiny(
-            f"init_from={copy}",
-            NULL,
-            "optimizer.learning_rate=1e-12",
-            "train.num_steps=1",
-        )
-        workdir = tmp_path / f"run{i}"
-        assert fit(settings, workdir) == 0
-        said = f"training in {workdir}; beginning from {copy}; new: the null class"
-        assert said in capsys.readouterr().out
-        trained = ddpm_jax.load(workdir).params
-        for name, module in params.items():
-            for kind, leaf in leaves(module).items():
-                found = leaves(trained[name])[kind][: len(leaf)]
-                np.testing.assert_allclose(found, leaf, atol=1e-6)
-        shutil.rmtree(copy)
+    copy = shutil.copytree(published, tmp_path / "source")
+    settings = tiny(
+        f"init_from={copy}",
+        NULL,
+        "optimizer.learning_rate=1e-12",
+        "train.num_steps=1",
+    )
+    workdir = tmp_path / "run"
+    assert fit(settings, workdir) == 0
+    said = f"training in {workdir}; beginning from {copy}; new: the null class"
+    assert said in capsys.readouterr().out
+    trained = ddpm_jax.load(workdir).params
+    for name, module in params.items():
+        for kind, leaf in leaves(module).items():
+            found = leaves(trained[name])[kind][: len(leaf)]
+            np.testing.assert_allclose(found, leaf, atol=1e-6)
+    shutil.rmtree(copy)
     more = config.override(settings, ["train.num_steps=2"])
     assert fit(more, workdir) == 0
 

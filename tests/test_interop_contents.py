@@ -93,7 +93,7 @@ def test_models_of_others_are_named(tmp_path, names, words):
     save_file({name: np.ones((4, 3), np.float32) for name in names}, file)
     said = message(open_published, file)
     assert words in said and str(file) in said
-    (tmp_path / "edm.pkl").touch()
-    assert "a .pkl, as of NVIDIA's EDM, is a" in message(
-        open_published, tmp_path / "edm.pkl"
+    (tmp_path / "model.jpg").touch()
+    assert "not a file of weights, whose names end" in message(
+        open_published, tmp_path / "model.jpg"
     )

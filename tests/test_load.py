@@ -5,7 +5,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from tiny import call, fit, random_params, tiny
+from tiny import call, fit, plain, random_params, tiny
 
 import ddpm_jax
 from ddpm_jax import convert, evaluate, sample
@@ -165,8 +165,7 @@ def test_a_conversion_that_fails_leaves_nothing(workdir, tmp_path, monkeypatch):
 
 
 def test_hybrid_training_lowers_the_bound(tmp_path):
-    settings = tiny(
-        "network.channel_mults=1,",
+    settings = plain(
         "network.channels=16",
         "schedule.num_steps=20",
         "optimizer.learning_rate=3e-3",

@@ -4,18 +4,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import fit, tiny
+from tiny import fit, plain, tiny
 
 import ddpm_jax
 from ddpm_jax.errors import ConfigError
 from ddpm_jax.experiment import build, model
 
-PLAIN = ("loss={'name': 'simple', 'predicts': 'v'}", "network.learned_variance=False")
-PLAIN += ("sampler={'name': 'ddim'}", "network.channel_mults=[1]")
+SIMPLE = ("loss={'name': 'simple', 'predicts': 'v'}", "network.learned_variance=False")
+SIMPLE += ("sampler={'name': 'ddim'}",)
 
 
 def built(*changes):
-    return build.build(tiny(*PLAIN, *changes))
+    return build.build(plain(*SIMPLE, *changes))
 
 
 def loss_of(experiment):
@@ -74,8 +74,8 @@ def test_mistakes_are_named(mistake):
 
 def test_protocols_of_samples_do_not_change():
     """What is as it was before these could be chosen is not told."""
-    assert model.complete(tiny(*PLAIN))["loss"] == {"name": "simple", "predicts": "v"}
-    told = model.complete(tiny(*PLAIN, "loss.weighting=min_snr"))["loss"]
+    assert model.complete(plain(*SIMPLE))["loss"] == {"name": "simple", "predicts": "v"}
+    told = model.complete(plain(*SIMPLE, "loss.weighting=min_snr"))["loss"]
     assert told["weighting"] == "min_snr"
 
 
@@ -117,7 +117,7 @@ def mine(log_snr, factor: float = 1.0):
 
 def test_a_weighting_of_ones_own_goes_into_the_run(tmp_path, monkeypatch):
     weighting = "loss.weighting={'name': 'mine.py:mine', 'factor': 2.0}"
-    one, two = tiny(*PLAIN, "loss.weighting=mine.py:mine"), tiny(*PLAIN, weighting)
+    one, two = plain(*SIMPLE, "loss.weighting=mine.py:mine"), plain(*SIMPLE, weighting)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(WEIGHT)
     np.testing.assert_allclose(

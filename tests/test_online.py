@@ -7,8 +7,7 @@ import math
 import jax
 import numpy as np
 import pytest
-from tiny import call, fit
-from tiny import tiny as of_two_levels
+from tiny import call, fit, plain
 
 import ddpm_jax
 from ddpm_jax import evaluate
@@ -18,11 +17,6 @@ from ddpm_jax.experiment import config
 from ddpm_jax.experiment import run as runs
 from ddpm_jax.metrics.by_name import Value
 from ddpm_jax.metrics.features import classifier
-
-
-def tiny(*changes):
-    """A network of one level, as nothing here depends on it."""
-    return of_two_levels("network.channel_mults=[1]", *changes)
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +35,7 @@ def scored(tmp_path, metric):
 
 @pytest.mark.parametrize("metric", ["fd", "accuracy"])
 def test_scores_are_those_of_evaluate(tmp_path, metric):
-    settings = tiny(
+    settings = plain(
         f"evaluation={{'every': 2, 'metric': '{metric}', 'num': 20, 'batch_size': 8}}",
         "train={'num_steps': 4, 'save_every': 9, 'sample_every': 0, 'keep': 9}",
     )
@@ -71,7 +65,7 @@ def test_the_best_checkpoint_is_kept_and_loaded(tmp_path, monkeypatch):
     monkeypatch.setattr(online, "make_scorer", make_scorer)
     options = "train={'num_steps': %d, 'save_every': 1, 'sample_every': 0, 'keep': 1}"
     for num_steps in (4, 6):
-        settings = tiny(options % num_steps, "evaluation.every=1")
+        settings = plain(options % num_steps, "evaluation.every=1")
         assert fit(settings, tmp_path / "run") == 0
     steps = sorted(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir())
     assert steps == [2, 6] and runs.find_step(tmp_path / "run", "best") == 2
@@ -86,15 +80,15 @@ def test_the_best_checkpoint_is_kept_and_loaded(tmp_path, monkeypatch):
 def test_scores_that_would_not_compare_are_refused(tmp_path, monkeypatch, change):
     monkeypatch.setattr(online, "make_scorer", lambda *given: lambda x: Value(1.0))
     longer = "train={'num_steps': 4, 'save_every': 1, 'sample_every': 0}"
-    assert fit(tiny(), tmp_path / "run") == 0
-    settings = tiny("evaluation.every=1", longer)
+    assert fit(plain(), tmp_path / "run") == 0
+    settings = plain("evaluation.every=1", longer)
     assert fit(settings, tmp_path / "run") == 0  # scores may begin on the way
     with pytest.raises(ConfigError, match="holds a run of another config"):
         fit(config.override(settings, [change]), tmp_path / "run")
 
 
 def test_there_may_be_no_best(tmp_path):
-    settings = tiny()
+    settings = plain()
     assert fit(settings, tmp_path / "run") == 0
     with pytest.raises(ConfigError, match="no checkpoint with a score in .* steps"):
         runs.find_step(tmp_path / "run", "best")
@@ -113,14 +107,14 @@ MISTAKES = {
 
 @pytest.mark.parametrize("change", MISTAKES)
 def test_mistakes_are_named_before_anything_is_written(tmp_path, change):
-    settings = tiny("evaluation={'every': 1, 'metric': 'fid'}", change)
+    settings = plain("evaluation={'every': 1, 'metric': 'fid'}", change)
     with pytest.raises(ConfigError, match=MISTAKES[change]):
         fit(settings, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_model_without_classes_has_no_accuracy(tmp_path):
-    settings = tiny("evaluation={'every': 1, 'metric': 'accuracy'}")
+    settings = plain("evaluation={'every': 1, 'metric': 'accuracy'}")
     settings["network"] |= {"num_classes": 0, "label_dropout": 0.0}
     with pytest.raises(ConfigError, match="no classes asked for"):
         fit(settings, tmp_path / "run")
@@ -129,7 +123,7 @@ def test_a_model_without_classes_has_no_accuracy(tmp_path):
 
 def test_images_without_classes_have_no_feature_network(tmp_path):
     np.savez(tmp_path / "a.npz", images=np.zeros((64, 8, 8, 1), np.uint8))
-    settings = tiny(
+    settings = plain(
         f"data={{'name': 'arrays', 'path': '{tmp_path}/a.npz', 'batch_size': 16}}",
         "network.num_classes=0",
         "evaluation={'every': 1}",

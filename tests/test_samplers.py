@@ -120,12 +120,13 @@ def test_dirac_data_stay_on_the_marginal(name, num_steps):
     schedule, x_0 = schedules.linear(), 0.4
     times = timesteps.trailing(schedule, num_steps)
     alpha, sigma = schedules.alpha_sigma(schedule, jnp.asarray(times))
-    x_T = alpha[0] * x_0 + sigma[0] * prior()
+    num = 8 if num_steps == 1000 else SHAPE[0]
+    x_T = alpha[0] * x_0 + sigma[0] * prior()[:num]
     x, (means, stds) = jax.jit(
         lambda x_T: sample(
             SAMPLERS[name](schedule),
             dirac(schedule, x_0),
-            keys(),
+            keys()[:num],
             x_T,
             times,
             observe=lambda state, _: (state.x.mean(), state.x.std()),

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import call, random_params, tiny
+from tiny import call, plain, random_params
 
 import ddpm_jax
 from ddpm_jax import sample
@@ -26,7 +26,7 @@ COLOURED = ("image_shape=8,8,3", "sampler={'name': 'ddim'}", "schedule.num_steps
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("edits") / "run"
-    settings = tiny(*COLOURED)
+    settings = plain(*COLOURED)
     runs.write(folder, settings, random_params(build.build(settings)))
     return folder
 
@@ -89,7 +89,7 @@ def test_a_mask_is_cut_as_its_pictures_are(tmp_path):
 
 
 def test_other_channels_than_those_of_pictures(tmp_path, picture):
-    settings = tiny("image_shape=8,8,4")
+    settings = plain("image_shape=8,8,4")
     runs.write(tmp_path / "r", settings, random_params(build.build(settings)))
     given = ["--workdir", tmp_path / "r", "--num", 2, "--labels", 1]
     for out in (["--out", tmp_path / "a.png"], ["--out", tmp_path / "a"]):
@@ -329,7 +329,7 @@ def test_mistakes(draw, picture, tmp_path, monkeypatch, given, message):
 
 
 def test_a_grey_model_has_no_colours_to_give(picture, tmp_path):
-    runs.write(tmp_path / "r", tiny(), random_params(build.build(tiny())))
+    runs.write(tmp_path / "r", plain(), random_params(build.build(plain())))
     with pytest.raises(ConfigError, match="needs a model of colour images"):
         given = ["--init", picture[0], "--colourise", "--labels", 3]
         call(sample, "--workdir", tmp_path / "r", *given)
@@ -373,7 +373,7 @@ def test_noise_level_needs_no_model():
 
 def test_a_picture_without_its_class_is_edited_without_one(workdir, picture, tmp_path):
     """A null class is used where there is one, and a class asked for where not."""
-    settings = tiny(*COLOURED, "network.label_dropout=0.1")
+    settings = plain(*COLOURED, "network.label_dropout=0.1")
     params = random_params(build.build(settings))
     runs.write(tmp_path / "free", settings, params)
     given = ["--workdir", tmp_path / "free", "--init", picture[0], "--num", 8]

@@ -4,6 +4,7 @@ import argparse
 
 import jax
 import numpy as np
+from plain import NAME
 
 from ddpm_jax import train
 from ddpm_jax.cli import command
@@ -26,7 +27,14 @@ TINY = (
 
 
 def tiny(*changes):
+    """The config of a small U-Net."""
     return config.read_config("configs/digits.py", (*TINY, *changes))
+
+
+def plain(*changes):
+    """The same, but for the network."""
+    settings = f"'name': '{NAME}', 'num_classes': 10, 'learned_variance': True"
+    return tiny(f"network={{{settings}}}", *changes)
 
 
 def fit(settings, workdir):

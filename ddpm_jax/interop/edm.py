@@ -1,15 +1,25 @@
-"""Weights of NVIDIA's EDM (Karras et al. 2022): their DDPM++ and NCSN++.
+"""Weights of EDM's DDPM++ and NCSN++ (Karras et al. 2022): read and written.
 
-They are for research that is not commercial (CC BY-NC-SA 4.0), and published as pickles
-of whole programs, which are not run here: what is read is a file of their tensors.
+NVIDIA's are for research that is not commercial (CC BY-NC-SA 4.0).
 """
 
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
 
-from ddpm_jax.interop.layout import Layout, Tensors, multiples, shape_of
+from ddpm_jax.files import atomic_write
+from ddpm_jax.interop.layout import (
+    Layout,
+    Tensors,
+    make_entries,
+    multiples,
+    shape_of,
+    write_tensors,
+)
 
 PARTS = {
     "norm1": "norm0",
@@ -31,7 +41,10 @@ MODULES = {
 }
 NAMES = {"frequencies": "map_noise.freqs"}
 ADM = "out_conv.weight"  # of their ImageNet models, which are other networks
-FILTER = "resample_filter"  # which is [1, 1] or [1, 3, 3, 1], and not trained
+FILTER = "resample_filter"  # which is not trained
+FILTERS = {"ddpmpp": [1, 1], "ncsnpp": [1, 3, 3, 1]}
+FILTERED = re.compile(r"(\d+x\d+_(up|down)\.(conv0|skip)|_aux_residual)\.weight$")
+TRAINED = {"name": "edm", "sigma_data": 0.5}  # as whatever reads such a file assumes
 NOTE = (
     "if these are NVIDIA's weights, they are licensed CC BY-NC-SA 4.0: not for "
     "commercial use, and what is made of them under the same licence"
@@ -88,6 +101,51 @@ def import_config(tensors: Tensors) -> dict[str, Any]:
         sampler=dict(name="heun"),
         timesteps=dict(name="karras", num_steps=18),
     )
+
+
+def is_theirs(config: dict[str, Any]) -> bool:
+    """Returns whether the network of a config is one of EDM's."""
+    return config["network"]["name"] in FILTERS
+
+
+def export(config: dict[str, Any], params: Any, path: Path) -> None:
+    """Writes the weights as a file that EDM's preconditioned networks load.
+
+    Args:
+      config: the config of the model.
+      params: its parameters.
+      path: the new `.safetensors` file.
+
+    Raises:
+      OSError: if it cannot be written, or would mean something else to who reads it.
+    """
+    network, (height, width, _) = config["network"], config["image_shape"]
+    if not is_theirs(config):
+        raise OSError(
+            f"only {' and '.join(FILTERS)} can be written for EDM, not "
+            f"{network['name']!r}"
+        )
+    convention = network.get("convention") or TRAINED
+    if isinstance(convention, str):
+        convention = {"name": convention}
+    if {**TRAINED, **convention} != TRAINED or config["loss"]["predicts"] != "x_0":
+        raise OSError(
+            "EDM's networks are of network.convention edm with sigma_data 0.5 and of "
+            "loss.predicts x_0, and such a file cannot say otherwise"
+        )
+    if height != width:
+        raise OSError(f"EDM's networks are of square images, not {height}x{width}")
+    taps = np.outer(FILTERS[network["name"]], FILTERS[network["name"]])
+    taps = (taps / taps.sum())[None, None].astype(np.float32)
+    tensors = write_tensors(params, make_entries(make_layout(network, height), params))
+    for name in [name for name in tensors if FILTERED.search(name)]:
+        tensors[name.removesuffix("weight") + FILTER] = taps
+    named = {f"model.{name}": tensor for name, tensor in tensors.items()}
+    try:
+        with atomic_write(path) as partial:
+            save_file(named, partial, metadata={"format": "pt"})
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"cannot write {path} ({error})") from error
 
 
 def make_layout(network: dict[str, Any], size: int) -> Layout:

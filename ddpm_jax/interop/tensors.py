@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,8 +14,10 @@ from safetensors import SafetensorError, safe_open
 from ddpm_jax.errors import reason
 from ddpm_jax.files import of_machine, stand_in
 from ddpm_jax.interop.layout import few
+from ddpm_jax.interop.pickles import read_modules
 
-PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")  # of tensors
+MODULES = ".pkl"  # a pickle of whole modules, as of NVIDIA's EDM
 INDEX = ".index."  # in the name of what lists the files of a model in parts
 TEXT = {*range(32, 127), *b"\t\n\r"}
 HALF = (np.float16, ml_dtypes.bfloat16)
@@ -38,12 +41,10 @@ def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
     path = Path(path)
     if not path.is_file():
         raise OSError(f"no file {path}")
-    if path.suffix not in (".safetensors", *PICKLES) and INDEX not in path.name:
-        known = ", ".join((".safetensors", *PICKLES))
+    kinds = (".safetensors", *PICKLES, MODULES)
+    if path.suffix not in kinds and INDEX not in path.name:
         raise OSError(
-            f"{path}: not a file of weights, whose names end in {known}; a .pkl, as of "
-            "NVIDIA's EDM, is a program, and is not run (docs/noise_levels.md says how "
-            "its tensors are had)"
+            f"{path}: not a file of weights, whose names end in {', '.join(kinds)}"
         )
     instead = stand_in(path)
     if instead:
@@ -61,6 +62,8 @@ def _read(path):
         head = file.read(64)
     if all(byte in TEXT for byte in head):
         raise _unreadable(path, f"it is text, {head.decode()!r}")
+    if head[:1] == pickle.PROTO and path.suffix == MODULES:
+        return _read_modules(path)
     # By what it is: files are renamed.
     if head[8:9] == b"{" or path.suffix not in PICKLES and head[:2] != b"PK":
         return _read_safetensors(path)
@@ -93,6 +96,16 @@ def _read_safetensors(path):
             "save it as float32"
         ) from error
     except (OSError, SafetensorError, ValueError) as error:
+        raise _unreadable(path, reason(error)) from error
+    return {name: _widened(value) for name, value in tensors.items()}
+
+
+def _read_modules(path):
+    try:
+        tensors = read_modules(path)
+    except Exception as error:  # pickles fail in every way
+        if of_machine(error):
+            raise
         raise _unreadable(path, reason(error)) from error
     return {name: _widened(value) for name, value in tensors.items()}
 

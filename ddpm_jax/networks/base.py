@@ -1,5 +1,6 @@
 """What the rest of the package knows of a network: two pure functions."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -53,6 +54,15 @@ def check_labels(labels, num_classes: int) -> None:
             f"labels must lie in 0 ... {num_classes - 1}, got {labels.min()} ... "
             f"{labels.max()}"
         )
+
+
+@functools.partial(jax.jit, static_argnums=0, inline=True)
+def apply_module(module, params, *given) -> Array:
+    """Calls a Flax module that can be hashed: as `module.apply`, with its parameters.
+
+    Of a module and shapes it is traced once, by whatever programs it is called.
+    """
+    return module.apply({"params": params}, *given)
 
 
 def from_flax(module, num_classes: int = 0) -> Network:

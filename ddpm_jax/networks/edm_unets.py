@@ -18,7 +18,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from ddpm_jax.networks import layers
-from ddpm_jax.networks.base import Network, check_labels
+from ddpm_jax.networks.base import Network, apply_module, check_labels
 from ddpm_jax.networks.dropout import dropout, seeds
 from ddpm_jax.networks.normalization import GroupNorm
 
@@ -282,8 +282,7 @@ def _network(sigma_data, **settings):
             raise ValueError("this network has no null class: labels are needed")
         if cond is not None:
             check_labels(cond, num_classes + has_null)
-        given = (x, level, cond, dropout_keys, augmentation)
-        return module.apply({"params": params}, *given)
+        return apply_module(module, params, x, level, cond, dropout_keys, augmentation)
 
     numbers = module.augmentation
     return Network(init, apply, augmentation=numbers, convention=convention)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from ddpm_jax.networks import layers
-from ddpm_jax.networks.base import Network, check_labels
+from ddpm_jax.networks.base import Network, apply_module, check_labels
 from ddpm_jax.networks.dropout import seeds
 
 
@@ -247,7 +247,7 @@ def unet(**settings) -> Network:
                     f"{jnp.shape(cond)}"
                 )
             check_labels(cond, module.num_classes + (module.label_dropout > 0))
-        return _apply(module, params, x_t, index, cond, dropout_keys)
+        return apply_module(module, params, x_t, index, cond, dropout_keys)
 
     return Network(init, apply, lambda image_shape: _remarks(module, image_shape))
 
@@ -275,17 +275,12 @@ def _listed(numbers):
     return ", ".join(map(str, numbers))
 
 
-# Of a module and shapes these are traced once, by whatever programs they are called.
+# Of a module and a shape this is traced once, by whatever programs it is called.
 @functools.partial(jax.jit, static_argnums=(0, 2), inline=True)
 def _init(module, key, image_shape):
     x, index = jnp.zeros((1, *image_shape)), jnp.zeros((1,), jnp.int32)
     label = index if module.num_classes else None
     return module.init(key, x, index, label)["params"]
-
-
-@functools.partial(jax.jit, static_argnums=0, inline=True)
-def _apply(module, params, x_t, index, cond, dropout_keys):
-    return module.apply({"params": params}, x_t, index, cond, dropout_keys)
 
 
 # The settings are UNet's fields, less what Flax adds to them.

@@ -5,8 +5,8 @@
   python -m ddpm_jax.convert --workdir runs/cifar_edm --out mine.safetensors
 
 The formats are `run`, a folder for --workdir of the other commands; `diffusers`, which
-UNet2DModel, DDPMPipeline and DDIMPipeline of the diffusers library load; and `edm`, a
-file of tensors as EDM's DDPM++ and NCSN++ name them.
+UNet2DModel, DDPMPipeline and DDIMPipeline of the diffusers library load; and `edm`,
+`jit` and `uvit`, a file of tensors as the code of such networks names them.
 """
 
 import argparse
@@ -17,18 +17,19 @@ import jax
 from ddpm_jax.cli import arguments, command
 from ddpm_jax.errors import ConfigError
 from ddpm_jax.experiment import run
-from ddpm_jax.interop import diffusers, edm
+from ddpm_jax.interop import diffusers, edm, jit, uvit
+
+FILES = {"edm": edm, "jit": jit, "uvit": uvit}  # formats of one file of tensors
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Adds the arguments of this main."""
     arguments.add_model(parser)
-    parser.add_argument(
-        "--out", required=True, metavar="PATH", help="a new folder; of edm, a file"
-    )
+    path = "a new folder; of edm, jit and uvit a file"
+    parser.add_argument("--out", required=True, metavar="PATH", help=path)
     parser.add_argument(
         "--format",
-        choices=["run", "diffusers", "edm"],
+        choices=["run", "diffusers", *FILES],
         help="default: run of a --pretrained model, and of a --workdir what others "
         "have for its network",
     )
@@ -44,18 +45,19 @@ def main(args: argparse.Namespace) -> None:
         raise ConfigError(f"--out {out}: it is there already; give a new one")
     trained = arguments.trained(args)
     model = trained.model()
-    theirs = "edm" if edm.is_theirs(model.config) else "diffusers"
+    of_network = (name for name in FILES if FILES[name].is_theirs(model.config))
+    theirs = next(of_network, "diffusers")
     kind = args.format or ("run" if args.pretrained else theirs)
-    if (out.suffix == ".safetensors") != (kind == "edm"):
+    if (out.suffix == ".safetensors") != (kind in FILES):
         raise ConfigError(
             f"--out {out}: of format {kind}, give a new "
-            + ("file whose name ends in .safetensors" if kind == "edm" else "folder")
+            + ("file whose name ends in .safetensors" if kind in FILES else "folder")
         )
     params = trained.load_params(model)
     if kind == "diffusers":
         diffusers.export(model.config, model.schedule, params, out)
-    elif kind == "edm":
-        edm.export(model.config, params, out)
+    elif kind in FILES:
+        FILES[kind].export(model.config, params, out)
     else:
         run.write(out, model.config, params)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -21,6 +21,9 @@ FAMILIES = {
     "configs/lsun.py": ("bedroom", "church", "cat"),
     "configs/imagenet64.py": ("unconditional", "conditional"),
     "configs/cifar_edm.py": ("unconditional", "conditional"),
+    "configs/imagenet256_jit.py": ("B16", "L16"),
+    "configs/imagenet64_jit.py": ("S4", "B4"),
+    "configs/cifar_jit.py": ("S2", "M2"),
 }
 RECIPES = [path for path in RECIPES if path not in FAMILIES]
 RECIPES += [f"{path}:{name}" for path, names in FAMILIES.items() for name in names]
@@ -33,6 +36,10 @@ PARAMETERS = {
     "configs/cifar_edm.py:conditional": 55_735_299,
     "configs/ffhq64_edm.py": 61_805_571,
     "configs/cifar_minsnr.py": 35_746_307,
+    "configs/imagenet256_jit.py:B16": 131_123_712,
+    "configs/imagenet256_jit.py:L16": 458_877_664,
+    "configs/imagenet64_jit.py:B4": 130_477_872,
+    "configs/cifar_uvit.py": 44_255_328,
 }
 
 
@@ -92,7 +99,7 @@ MISTAKES = {
     "loss.predicts=noise": "config.loss: unknown parameterization 'noise'",
     "sampler.name=ddimm": "config.sampler: unknown name 'ddimm'; did you mean 'ddim'",
     "schedule.name=cosin": "did you mean 'cosine'",
-    "network.name=dit": "unknown name 'dit'; there are: ddpmpp, ncsnpp, unet",
+    "network.name=gan": "unknown name 'gan'; there are: ddpmpp, jit, ncsnpp, unet",
     "timesteps.num_steps=2000": "num_steps must be 1 ... 1000",
     "network.channels=40": "config.network: 40 features .* num_groups 16",
     "network.channel_mults=1,2,2,2,2": "8x8 cannot be halved 4 times",

@@ -184,8 +184,9 @@ def test_a_file_that_fails_is_named(mine):
 
 
 NAMES = {
-    "schedule": "constant cosine from_betas linear log_snr_linear quadratic sigmoid",
-    "network": "ddpmpp ncsnpp unet",
+    "schedule": "constant cosine flow from_betas linear log_snr_linear quadratic "
+    "sigmoid",
+    "network": "ddpmpp jit ncsnpp unet uvit",
     "loss": "hybrid simple vlb",
     "sampler": "ddim ddpm dpmpp_2m dpmpp_3m heun heun_flow plms probability_flow "
     "reverse_sde unipc",

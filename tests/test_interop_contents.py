@@ -59,7 +59,7 @@ def test_which_of_a_files_models_is_meant(folder):
     (note,) = notes_of(under("state_dict.model.net.", zeros), held, decay)
     assert "under 'state_dict.model_ema.net', the averaged ones, are taken" in note
     shadow = {"ema.shadow_params.0": np.ones(3)}
-    _, note = notes_of(under("model."), shadow)
+    (note,) = notes_of(under("model."), shadow)
     assert note == "averaged weights, shadow_params, have no names there"
     # As the runner of Song et al. saves them.
     (note,) = notes_of(under("0.module.", zeros), under("4."))
@@ -85,7 +85,7 @@ def test_which_of_a_files_models_is_meant(folder):
         (["model.map_layer0.weight"], "missing: enc.32x32_block0.conv0.weight"),
         (["state.0.exp_avg"], "the state of an optimizer"),
         (["ema.shadow_params.0"], "averaged weights without their names"),
-        (["fc.weight", "fc.bias", "conv.weight"], "that is known (conv, fc); only U-"),
+        (["fc.weight", "fc.bias", "conv.weight"], "that is known (conv, fc); only ne"),
     ],
 )
 def test_models_of_others_are_named(tmp_path, names, words):

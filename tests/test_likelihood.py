@@ -128,10 +128,14 @@ def test_dequantised_images_keep_their_value():
     np.testing.assert_allclose(likelihood.bits_per_dimension(uniform, (1, 1, 3)), 8)
 
 
-def test_zero_terminal_snr_is_refused():
-    schedule = schedules.zero_terminal_snr(schedules.linear())
-    with pytest.raises(ValueError, match="ends at λ = -inf"):
-        likelihood.make_likelihood(exact(schedule, "v"), schedule, "v")
+def test_zero_terminal_snr_is_followed_to_where_next_to_nothing_is_left():
+    schedule, x = schedules.flow(), STD * jax.random.normal(jax.random.key(1), SHAPE)
+    fn = likelihood.make_likelihood(exact(schedule, "x_0"), schedule, "x_0")
+    per_dim = jax.jit(fn)(None, KEYS, MEAN + x).log_density / x[0].size
+    of_data = log_normal(MEAN + x, *marginal(schedule, 1)) / x[0].size
+    np.testing.assert_allclose(per_dim, of_data, atol=1e-3)
+    with pytest.raises(ValueError, match="its step before leaves an SNR of 0.012"):
+        likelihood.make_likelihood(exact(schedule, "v"), schedules.flow(10), "v")
 
 
 @pytest.mark.parametrize(

@@ -221,6 +221,21 @@ def test_muon_makes_a_kernel_orthogonal_and_leaves_the_rest_to_adam():
         np.testing.assert_allclose(change[layer][key], adam[layer][key], rtol=1e-4)
 
 
+def test_muon_of_stacked_blocks_is_that_of_each():
+    draw = np.random.default_rng(2).standard_normal((3, 8, 6)).astype(np.float32)
+    whole = {"blocks": {"kernel": draw}}
+    change = updates("muon", whole, jax.tree.map(np.zeros_like, whole))
+    for i, kernel in enumerate(draw):
+        one = {"block": {"kernel": kernel}}
+        alone = updates("muon", one, jax.tree.map(np.zeros_like, one))
+        np.testing.assert_allclose(
+            change["blocks"]["kernel"][i],
+            alone["block"]["kernel"],
+            rtol=1e-4,
+            atol=1e-6,
+        )
+
+
 def test_muon_with_a_consistent_size_moves_as_far_as_adam():
     params = parameters()
     grads = jax.tree.map(np.ones_like, params)

@@ -27,6 +27,8 @@ from ddpm_jax.diffusion.denoisers import Denoiser, condition, from_network
 from ddpm_jax.diffusion.process import Images
 from ddpm_jax.diffusion.schedules import Schedule, time_of
 
+LEFT = 1e-3  # the most SNR that may be left where a schedule ends in noise alone
+
 
 class Likelihood(NamedTuple):
     """What a model says of images.
@@ -68,17 +70,21 @@ def make_likelihood(
       itself, with steps of its own.
 
     Raises:
-      ValueError: for a schedule of zero terminal SNR, whose ODE has no last time, and
-        for tolerances, probes or steps that are not positive.
+      ValueError: for a schedule of zero terminal SNR, whose ODE has no last time, where
+        the step before the last leaves a signal of more than a thousandth; and for
+        tolerances, probes or steps that are not positive.
     """
     if not min(rtol, atol, num_probes, max_steps) > 0:
         raise ValueError("rtol, atol, num_probes and max_steps must be positive")
     first, last = float(schedule.log_snr[1]), float(schedule.log_snr[-1])
-    if not np.isfinite(last):
-        raise ValueError(
-            "the ODE of a schedule with zero terminal SNR ends at λ = -inf: choose a "
-            "schedule that leaves a signal, or the variational bound"
-        )
+    if not np.isfinite(last):  # then where next to nothing is left of the image
+        last = float(schedule.log_snr[-2])
+        if last > np.log(LEFT):
+            raise ValueError(
+                "the ODE of a schedule with zero terminal SNR ends at λ = -inf, and "
+                f"its step before leaves an SNR of {np.exp(last):.2g}: choose more "
+                "steps, a schedule that leaves a signal, or the variational bound"
+            )
 
     def likelihood_fn(params, keys, x, cond=None):
         network = transform(from_network(apply, params, schedule, predicts))

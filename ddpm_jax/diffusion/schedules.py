@@ -229,6 +229,13 @@ def log_snr_linear(
     )
 
 
+def flow(num_steps: int = 1000) -> Schedule:
+    """Flow time α_t / (α_t + σ_t) = 1 - t / T (Liu et al. 2023); x_T is pure noise."""
+    time = 1 - np.arange(_positive(num_steps) + 1) / num_steps
+    with np.errstate(divide="ignore"):  # λ_0 = +inf and λ_T = -inf are meant
+        return Schedule(2 * (np.log(time) - np.log1p(-time)))
+
+
 def shift(schedule: Schedule, change: float) -> Schedule:
     """Adds to λ_t at every t.
 
@@ -280,5 +287,6 @@ SCHEDULES = {
     "constant": constant,
     "cosine": cosine,
     "log_snr_linear": log_snr_linear,
+    "flow": flow,
     "from_betas": from_betas,
 }

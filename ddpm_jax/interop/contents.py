@@ -10,7 +10,10 @@ ERMONGROUP = "temb.dense.0.weight"
 OPENAI = "input_blocks.0.0.weight"
 DIFFUSERS = "time_embedding.linear_1.weight"
 EDM = "map_layer0.weight"
-PARALLEL = "module."  # before the names of a data parallel model
+JIT = "x_embedder.proj1.weight"
+UVIT = "in_blocks.0.attn.qkv.weight"
+# What stands before the names of a module in another: data parallel, or preconditioned.
+WRAPPERS = ("module.", "model.", "net.")
 # What averaged weights lie under; "online" are those beside them within an "ema".
 AVERAGED = re.compile(
     r"^(?!.*online).*(?<![a-z])(?<!non_)(ema|averaged?)(?![a-z])", re.I
@@ -31,8 +34,8 @@ OTHERS = {
     "(copy_to puts them into a model, whose state_dict can be saved)",
 }
 ONLY = (
-    "only U-Nets for images in pixels can be imported, of diffusers, of OpenAI, of EDM "
-    "or of ermongroup/ddim"
+    "only networks for images in pixels can be imported, of diffusers, of OpenAI, of "
+    "EDM, of JiT, of U-ViT or of ermongroup/ddim"
 )
 
 
@@ -88,7 +91,7 @@ def _with_dots(tensors):
 
 def _places(tensors):
     """What stands before the names of each model that is known."""
-    ends = (ERMONGROUP, OPENAI, DIFFUSERS, EDM)
+    ends = (ERMONGROUP, OPENAI, DIFFUSERS, EDM, JIT, UVIT)
     found = [(name, end) for name in tensors for end in ends if name.endswith(end)]
     places = {name.removesuffix(end) for name, end in found}
     return sorted(place for place in places if place == "" or place.endswith("."))
@@ -100,13 +103,13 @@ def _meant(places):
     listed = [place for place in places if place[:1].isdigit()]
     if len(places) < 2:
         return next(iter(places), "")
-    if len(averaged) == 1:
-        return averaged[0]
+    if len({re.sub(r"\d", "", place) for place in averaged}) == 1:
+        return averaged[0]  # of several that are numbered, as JiT's, the first
     return listed[-1] if listed == places else None
 
 
 def _choice(file, place, others):
-    if place == PARALLEL:
+    if place in WRAPPERS and not others:
         return []
     what = ", the averaged ones," if AVERAGED.search(place) else ""
     beside = f", not those under {_said(others)}" if others else ""

@@ -8,10 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import save_file
 
-from ddpm_jax.files import atomic_write
 from ddpm_jax.interop.layout import (
     Layout,
     Tensors,
@@ -20,6 +17,7 @@ from ddpm_jax.interop.layout import (
     shape_of,
     write_tensors,
 )
+from ddpm_jax.interop.tensors import save
 
 PARTS = {
     "norm1": "norm0",
@@ -140,12 +138,7 @@ def export(config: dict[str, Any], params: Any, path: Path) -> None:
     tensors = write_tensors(params, make_entries(make_layout(network, height), params))
     for name in [name for name in tensors if FILTERED.search(name)]:
         tensors[name.removesuffix("weight") + FILTER] = taps
-    named = {f"model.{name}": tensor for name, tensor in tensors.items()}
-    try:
-        with atomic_write(path) as partial:
-            save_file(named, partial, metadata={"format": "pt"})
-    except (OSError, SafetensorError) as error:
-        raise OSError(f"cannot write {path} ({error})") from error
+    save({f"model.{name}": tensor for name, tensor in tensors.items()}, path)
 
 
 def make_layout(network: dict[str, Any], size: int) -> Layout:

@@ -5,6 +5,7 @@ linear layer [out, in] and [in, out]. What is linear here may be a 1x1 convoluti
 there; queries, keys and values may be the rows of one tensor.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -25,6 +26,10 @@ class Layout(NamedTuple):
       fused_rows: (part, width) -> which rows of a tensor three times as wide are ours,
         for parts that share one; None for all others.
       names: our parameters that are no kernel, bias or scale -> their tensors.
+      stacks: our modules that hold several of theirs along a first axis; "blocks" is
+        "blocks_0", "blocks_1", … in what names modules.
+      shapes: our parameters that have other axes there -> their shape; a linear layer
+        of patches, which is a convolution there, and what has an axis of length 1.
     """
 
     modules: Mapping[str, str]
@@ -32,6 +37,8 @@ class Layout(NamedTuple):
     pointwise: Mapping[str, int]
     fused_rows: Callable[[str, int], np.ndarray | None] = lambda part, width: None
     names: Mapping[str, str] = {}
+    stacks: tuple[str, ...] = ()
+    shapes: Mapping[str, tuple[int, ...]] = {}
 
 
 class Entry(NamedTuple):
@@ -57,6 +64,32 @@ def leaves(tree, path: Path = ()) -> dict[Path, Any]:
         for name, branch in tree.items()
         for key, leaf in leaves(branch, (*path, name)).items()
     }
+
+
+def unstacked(tree: Mapping, stacks: Iterable[str]) -> dict:
+    """Returns a tree with what is stacked in a module as modules of their own."""
+    apart = {name: branch for name, branch in tree.items() if name not in stacks}
+    for name in stacks:
+        for i in range(len(next(iter(leaves(tree[name]).values())))):
+            apart[f"{name}_{i}"] = _map(lambda leaf, i=i: leaf[i], tree[name])
+    return apart
+
+
+def restacked(tree: Mapping, stacks: Iterable[str]) -> dict:
+    """Returns a tree as it was before `unstacked`."""
+    together = dict(tree)
+    for name in stacks:
+        number = sum(bool(re.fullmatch(rf"{name}_\d+", key)) for key in tree)
+        each = [together.pop(f"{name}_{i}") for i in range(number)]
+        together[name] = _map(lambda *leaf: np.stack(leaf), *each)
+    return together
+
+
+def _map(function, first, *others):
+    """Calls a function on the leaves of trees of one structure."""
+    if not isinstance(first, Mapping):
+        return function(first, *others)
+    return {k: _map(function, v, *(o[k] for o in others)) for k, v in first.items()}
 
 
 def make_entries(layout: Layout, like) -> dict[Path, Entry]:
@@ -86,7 +119,7 @@ def read_params(tensors: Tensors, entries: Mapping[Path, Entry], like):
         for name in parents:
             branch = branch.setdefault(name, {})
         array = _to_ours(tensors[entries[path].name], entries[path], last)
-        branch[last] = np.array(array, leaf.dtype, order="C")
+        branch[last] = np.array(array, leaf.dtype, order="C").reshape(leaf.shape)
     return params
 
 
@@ -137,8 +170,9 @@ def few(names: Iterable[str], most: int = 3) -> str:
 
 
 def _entry(layout, path, shape):
-    if ".".join(path) in layout.names:
-        return Entry(layout.names[".".join(path)], tuple(shape))
+    whole = ".".join(path)
+    if whole in layout.names:
+        return Entry(layout.names[whole], layout.shapes.get(whole, tuple(shape)))
     *module, kind = path
     rows = None
     if kind == "kernel":
@@ -150,7 +184,7 @@ def _entry(layout, path, shape):
     if rows is not None:
         shape = (3 * shape[0], *shape[1:])
     name = f"{_module_name(layout, module)}.{'bias' if kind == 'bias' else 'weight'}"
-    return Entry(name, tuple(shape), rows)
+    return Entry(name, layout.shapes.get(whole, tuple(shape)), rows)
 
 
 def _module_name(layout, module):
@@ -175,7 +209,10 @@ def _to_ours(array, entry, kind):
 
 def _to_theirs(array, entry, kind):
     if kind != "kernel":
-        return array
+        return array if entry.rows is not None else array.reshape(entry.shape)
+    if array.ndim == 2 and len(entry.shape) == 4 and entry.shape[2:] != (1, 1):
+        outside, inside, *window = entry.shape
+        array = array.reshape(*window, inside, outside)
     if array.ndim == 4:
         return array.transpose(3, 2, 0, 1)
     return array.T.reshape(-1, *entry.shape[1:])

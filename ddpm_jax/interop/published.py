@@ -6,17 +6,29 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
+
 from ddpm_jax.errors import reason
-from ddpm_jax.interop import diffusers, edm, ermongroup, folders, openai
+from ddpm_jax.interop import diffusers, edm, ermongroup, folders, jit, openai, uvit
 from ddpm_jax.interop.contents import (
     DIFFUSERS,
     EDM,
     ERMONGROUP,
+    JIT,
     OPENAI,
+    UVIT,
     only_model,
     what_else,
 )
-from ddpm_jax.interop.layout import Layout, Tensors, make_entries, read_params
+from ddpm_jax.interop.layout import (
+    Layout,
+    Tensors,
+    make_entries,
+    read_params,
+    restacked,
+    unstacked,
+)
 from ddpm_jax.interop.names import make_layout, with_new_names
 from ddpm_jax.interop.tensors import read_tensors
 
@@ -84,8 +96,11 @@ def _pretrained(
     file: Path, config, layout: Layout, tensors: Tensors, notes: list[str]
 ) -> Published:
     def read(like):
+        shaped = jax.tree.map(_of_shape, like)
+        apart = unstacked(shaped, layout.stacks)
         try:
-            return read_params(tensors, make_entries(layout, like), like)
+            params = read_params(tensors, make_entries(layout, apart), apart)
+            return restacked(params, layout.stacks)
         except (OSError, ValueError) as error:
             raise OSError(f"{file} does not fit the model; {error}") from error
 
@@ -119,6 +134,14 @@ def _open_file(file, tensors, settings, image_shape, notes):
         config = edm.import_config(tensors)
         layout = edm.make_layout(config["network"], config["image_shape"][0])
         return _pretrained(file, config, layout, tensors, [*notes, edm.NOTE])
+    for key, module in ((JIT, jit), (UVIT, uvit)):
+        if key in tensors:
+            _refuse_settings(file, settings)
+            config = module.import_config(tensors)
+            shapes = {name: tensor.shape for name, tensor in tensors.items()}
+            layout = module.make_layout(config["network"]["depth"], shapes)
+            parameters = {k: v for k, v in tensors.items() if k not in module.FIXED}
+            return _pretrained(file, config, layout, parameters, notes)
     if DIFFUSERS not in tensors:
         raise OSError(what_else(tensors))
     _refuse_settings(file, settings)
@@ -128,6 +151,11 @@ def _open_file(file, tensors, settings, image_shape, notes):
         )
     config, said = diffusers.import_config(file.parent, image_shape)
     return _of_diffusers(file, config, tensors, [*said, *notes])
+
+
+def _of_shape(leaf):
+    """An array of a leaf's shape and type, which takes no memory."""
+    return np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
 
 
 def _refuse_settings(source, settings):

@@ -1,5 +1,6 @@
 """Files of named tensors, read into NumPy. PyTorch is known here and nowhere else."""
 
+import argparse
 import json
 import os
 import pickle
@@ -10,9 +11,10 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from ddpm_jax.errors import reason
-from ddpm_jax.files import of_machine, stand_in
+from ddpm_jax.files import atomic_write, of_machine, stand_in
 from ddpm_jax.interop.layout import few
 from ddpm_jax.interop.pickles import read_modules
 
@@ -53,6 +55,19 @@ def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
     if not tensors:
         raise OSError(f"{path} holds no tensors")
     return {name.replace("_orig_mod.", ""): value for name, value in tensors.items()}
+
+
+def save(tensors: Mapping[str, np.ndarray], path: Path) -> None:
+    """Writes a new `.safetensors` file, whole or not at all.
+
+    Raises:
+      OSError: if it cannot be written.
+    """
+    try:
+        with atomic_write(path) as partial:
+            save_file(dict(tensors), partial, metadata={"format": "pt"})
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"cannot write {path} ({error})") from error
 
 
 def _read(path):
@@ -120,6 +135,7 @@ def _read_pickle(path):
         ) from error
     try:
         with path.open("rb") as file:  # of a name PyTorch would judge by its suffix
+            torch.serialization.add_safe_globals([argparse.Namespace])  # inert
             content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # pickles fail in every way
         if of_machine(error):

@@ -2,9 +2,11 @@
 
 from ddpm_jax.networks.base import Network, check_labels, from_flax
 from ddpm_jax.networks.edm_unets import ddpmpp, ncsnpp
+from ddpm_jax.networks.jits import jit
 from ddpm_jax.networks.unets import unet
+from ddpm_jax.networks.uvits import uvit
 
-NETWORKS = {"unet": unet, "ddpmpp": ddpmpp, "ncsnpp": ncsnpp}
+NETWORKS = {"unet": unet, "ddpmpp": ddpmpp, "ncsnpp": ncsnpp, "jit": jit, "uvit": uvit}
 
 __all__ = [
     "NETWORKS",
@@ -12,6 +14,8 @@ __all__ = [
     "check_labels",
     "ddpmpp",
     "from_flax",
+    "jit",
     "ncsnpp",
     "unet",
+    "uvit",
 ]

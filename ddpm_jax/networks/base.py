@@ -56,6 +56,32 @@ def check_labels(labels, num_classes: int) -> None:
         )
 
 
+def check_classes(cond, num_images: int, num_classes: int, has_null: bool) -> None:
+    """Refuses labels that a network has nothing for.
+
+    Args:
+      cond: classes, [batch], or None.
+      num_images: batch.
+      num_classes: that the network knows, 0 for none.
+      has_null: whether it can be told of none of them.
+
+    Raises:
+      ValueError: where labels are missing, there should be none, or they are not one
+        class for each image.
+    """
+    if num_classes == 0 and cond is not None:
+        raise ValueError("this network has no classes, but labels were given")
+    if num_classes > 0 and cond is None and not has_null:
+        raise ValueError("this network has no null class: labels are needed")
+    if cond is not None:
+        if jnp.shape(cond) != (num_images,):
+            raise ValueError(
+                f"labels must be one for each of {num_images} images, got "
+                f"{jnp.shape(cond)}"
+            )
+        check_labels(cond, num_classes + has_null)
+
+
 @functools.partial(jax.jit, static_argnums=0, inline=True)
 def apply_module(module, params, *given) -> Array:
     """Calls a Flax module that can be hashed: as `module.apply`, with its parameters.

@@ -62,6 +62,21 @@ def dropout(x: Array, rate: float, seeds: Array | None, layer: str) -> Array:
     return jnp.where(kept, x / (1 - rate), 0)
 
 
+def drop_labels(label: Array, null: int, rate: float, keys: Array | None) -> Array:
+    """Replaces labels by the null class at random, while training.
+
+    Args:
+      label: classes, [batch].
+      null: the null class.
+      rate: the fraction to replace.
+      keys: of the examples, or None for none.
+    """
+    if keys is None or rate == 0:
+        return label
+    dropped = jax.vmap(lambda key: jax.random.bernoulli(key, rate))(keys)
+    return jnp.where(dropped, null, label)
+
+
 def _hash(x, between):
     x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
     x = x ^ between

@@ -18,7 +18,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from ddpm_jax.networks import layers
-from ddpm_jax.networks.base import Network, apply_module, check_labels
+from ddpm_jax.networks.base import Network, apply_module, check_classes
 from ddpm_jax.networks.dropout import dropout, seeds
 from ddpm_jax.networks.normalization import GroupNorm
 
@@ -262,7 +262,6 @@ def _network(sigma_data, **settings):
     module = EDMUNet(**hashable)
     _check(module)
     convention = {"name": "edm", "sigma_data": sigma_data}
-    num_classes, has_null = module.num_classes, module.label_dropout > 0
 
     def init(key, image_shape):
         factor = 2 ** (len(module.channel_mults) - 1)
@@ -276,12 +275,7 @@ def _network(sigma_data, **settings):
         return module.init(key, x, level)["params"]
 
     def apply(params, x, level, cond=None, dropout_keys=None, augmentation=None):
-        if num_classes == 0 and cond is not None:
-            raise ValueError("this network has no classes, but labels were given")
-        if num_classes and cond is None and not has_null:
-            raise ValueError("this network has no null class: labels are needed")
-        if cond is not None:
-            check_labels(cond, num_classes + has_null)
+        check_classes(cond, len(x), module.num_classes, module.label_dropout > 0)
         return apply_module(module, params, x, level, cond, dropout_keys, augmentation)
 
     numbers = module.augmentation

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from ddpm_jax.networks import layers
-from ddpm_jax.networks.base import Network, apply_module, check_labels
-from ddpm_jax.networks.dropout import seeds
+from ddpm_jax.networks.base import Network, apply_module, check_classes
+from ddpm_jax.networks.dropout import drop_labels, seeds
 
 
 class UNet(nn.Module):
@@ -205,11 +205,7 @@ class UNet(nn.Module):
         null = self.num_classes
         if label is None:
             label = jnp.full(index.shape, null)
-        if dropout_keys is not None and self.label_dropout > 0:
-            dropped = jax.vmap(
-                lambda key: jax.random.bernoulli(key, self.label_dropout)
-            )(dropout_keys)
-            label = jnp.where(dropped, null, label)
+        label = drop_labels(label, null, self.label_dropout, dropout_keys)
         rows = self.num_classes + (1 if self.label_dropout > 0 else 0)
         return time + nn.Embed(
             rows,
@@ -236,17 +232,7 @@ def unet(**settings) -> Network:
         return _init(module, key, tuple(image_shape))
 
     def apply(params, x_t, index, cond=None, dropout_keys=None):
-        if module.num_classes == 0 and cond is not None:
-            raise ValueError("this network has no classes, but labels were given")
-        if module.num_classes > 0 and cond is None and module.label_dropout == 0:
-            raise ValueError("this network has no null class: labels are needed")
-        if cond is not None:
-            if jnp.shape(cond) != (len(x_t),):
-                raise ValueError(
-                    f"labels must be one for each of {len(x_t)} images, got "
-                    f"{jnp.shape(cond)}"
-                )
-            check_labels(cond, module.num_classes + (module.label_dropout > 0))
+        check_classes(cond, len(x_t), module.num_classes, module.label_dropout > 0)
         return apply_module(module, params, x_t, index, cond, dropout_keys)
 
     return Network(init, apply, lambda image_shape: _remarks(module, image_shape))

@@ -61,7 +61,8 @@ def muon(
     """Makes Muon (Jordan et al. 2024) of kernels, and Adam of everything else.
 
     A kernel is orthogonalised as the matrix from all its inputs to its outputs, which
-    are its last axis; those of a convolution are its places and channels.
+    are its last axis; those of a convolution are its places and channels. One of three
+    axes is of several blocks, along the first, and each has a matrix of its own.
 
     Args:
       learning_rate: of both, as a number or a function of the updates made.
@@ -78,7 +79,8 @@ def muon(
 
     def matrices(params):
         def matrix(leaf, is_kernel):
-            inputs, outputs = tuple(range(leaf.ndim - 1)), leaf.ndim - 1
+            outputs = leaf.ndim - 1
+            inputs = tuple(range(leaf.ndim == 3, outputs))
             return contrib.MuonDimensionNumbers(inputs, outputs) if is_kernel else None
 
         return jax.tree.map(matrix, params, kernels(params))

@@ -78,12 +78,13 @@ def heun(
             eps = (prediction.eps + denoiser(x_s, s).eps) / 2
             return turn(schedule, prediction, t, s, eps)
 
-        return _corrected(schedule, prediction, t, s, correct)
+        x_s = mean(schedule, prediction, t, s, 0.0)
+        return _corrected(x_s, prediction, s, correct)
 
     return Sampler(SamplerState, step, calls=2)
 
 
-def heun_flow(schedule: Schedule) -> Sampler:
+def heun_flow(schedule: Schedule, t_eps: float = 0.0) -> Sampler:
     """Heun's method in flow time, as rectified flows are sampled (Li & He 2025).
 
     A step is two network calls, the last one, to s = 0, one. Even steps in flow time
@@ -91,25 +92,41 @@ def heun_flow(schedule: Schedule) -> Sampler:
 
     Args:
       schedule: the noise schedule.
+      t_eps: the least 1 - τ that dz / dτ = (x_0 - z) / (1 - τ) is divided by. The
+        code of "Just image Transformers" has 0.05, with which its last steps stop short
+        of x_0 and leave some noise; 0 is the ODE.
+
+    Raises:
+      ValueError: for a t_eps outside [0, 1).
     """
+    if not 0 <= t_eps < 1:
+        raise ValueError(f"t_eps must lie in [0, 1), got {t_eps}")
+
+    def share(t):
+        """What of dz / dτ is left at time t."""
+        left = jax.nn.sigmoid(-log_snr(schedule, t) / 2)
+        return jnp.minimum(left / t_eps, 1) if t_eps else 1
 
     def step(denoiser, keys, state, t, s):
         prediction = denoiser(state.x, t)
+        time_t, time_s = (jax.nn.sigmoid(log_snr(schedule, u) / 2) for u in (t, s))
+        length = sum(alpha_sigma(schedule, s)) * (time_s - time_t)
+        slope = prediction.x_0 - prediction.eps
+        x_s = mean(schedule, prediction, t, s, 0.0)
+        if t_eps:
+            x_s -= length * (1 - share(t)) * slope
 
         def correct(x_s):
             after = denoiser(x_s, s)
-            time_t, time_s = (jax.nn.sigmoid(log_snr(schedule, u) / 2) for u in (t, s))
-            change = (after.x_0 - after.eps) - (prediction.x_0 - prediction.eps)
-            length = sum(alpha_sigma(schedule, s)) * (time_s - time_t) / 2
-            return x_s + length * change
+            change = share(s) * (after.x_0 - after.eps) - share(t) * slope
+            return x_s + length / 2 * change
 
-        return _corrected(schedule, prediction, t, s, correct)
+        return _corrected(x_s, prediction, s, correct)
 
     return Sampler(SamplerState, step, calls=2)
 
 
-def _corrected(schedule: Schedule, prediction, t, s, correct: Callable):
-    """Euler's step, and what `correct` makes of it unless it is the last."""
-    x_s = mean(schedule, prediction, t, s, 0.0)
+def _corrected(x_s: Images, prediction, s, correct: Callable):
+    """Euler's step, or what `correct` makes of it unless it is the last."""
     x_s = jax.lax.cond(jnp.asarray(s) > 0, correct, lambda x_s: x_s, x_s)
     return SamplerState(x_s), prediction

@@ -11,8 +11,8 @@ def within(
     guided: Denoiser,
     otherwise: Denoiser,
     schedule: Schedule,
-    low: float,
-    high: float,
+    low: float | int,
+    high: float | int,
 ) -> Denoiser:
     """Guidance in a limited interval of noise levels (Kynkäänniemi et al. 2024).
 

@@ -84,7 +84,7 @@ class Block(nn.Module):
         q, k, v = jnp.split(dense(3 * width, "qkv")(h), 3, axis=-1)
         q = tokens.rotate(tokens.RMSNorm(name="norm_q")(q.reshape(heads)), turns)
         k = tokens.rotate(tokens.RMSNorm(name="norm_k")(k.reshape(heads)), turns)
-        h = layers.attend(q, k, v.reshape(heads)).reshape(x.shape)
+        h = layers.attention(q, k, v.reshape(heads)).reshape(x.shape)
         x += gate * drop(dense(width, "proj")(h), "proj")
         h = tokens.RMSNorm(name="norm_2")(x) * (1 + scale_2) + shift_2
         a, b = jnp.split(dense(2 * (8 * width // 3), "mlp_in")(h), 2, axis=-1)

@@ -125,19 +125,13 @@ class Attention(nn.Module):
         q, k, v = (
             dense(channels, self.dtype, name=name)(h).reshape(tokens) for name in "qkv"
         )
+        attend = attention
+        # A weight for each pair of pixels and head: where these are more than q, k, v
+        # and the result, the gradient computes them again instead of keeping them.
+        if self.num_heads * height * width > 4 * channels:
+            attend = jax.checkpoint(attend)
         h = attend(q, k, v).reshape(x.shape)
         return x + dense(channels, self.dtype, scale=0.0, name="proj_out")(h)
-
-
-def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """`attention`, in less memory while training.
-
-    It has a weight for each pair of pixels and head: where these are more than q, k, v
-    and the result, the gradient computes them again instead of keeping them.
-    """
-    _, pixels, _, dim = q.shape
-    few = pixels <= 4 * dim
-    return (attention if few else jax.checkpoint(attention))(q, k, v)
 
 
 def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:

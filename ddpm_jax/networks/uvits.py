@@ -40,7 +40,7 @@ class Block(nn.Module):
         h = _norm(self.dtype, "norm_1")(x)
         qkv = _dense(3 * width, self.dtype, "qkv", use_bias=False)(h)
         q, k, v = (part.reshape(heads) for part in jnp.split(qkv, 3, axis=-1))
-        h = layers.attend(q, k, v).reshape(x.shape)
+        h = layers.attention(q, k, v).reshape(x.shape)
         x += _dense(width, self.dtype, "proj")(h)
         h = _dense(4 * width, self.dtype, "mlp_in")(_norm(self.dtype, "norm_2")(x))
         h = nn.gelu(h, approximate=False)

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from ddpm_jax import networks
 from ddpm_jax.interop import edm, pickles
-from ddpm_jax.interop.layout import make_entries, write_tensors
+from ddpm_jax.interop.layout import write_tensors
 from ddpm_jax.interop.published import open_published
 
 SETTINGS = {
@@ -43,7 +43,7 @@ def params_of(name, settings=SETTINGS):
 
 def tensors_of(name, before="model."):
     params = params_of(name)
-    tensors = write_tensors(params, make_entries(edm.make_layout(SETTINGS, 8), params))
+    tensors = write_tensors(params, edm.make_layout(SETTINGS, 8))
     tensors["enc.4x4_down.conv0.resample_filter"] = np.ones((1, 1, 2, 2), np.float32)
     return params, {before + name: value for name, value in tensors.items()}
 

@@ -5,7 +5,7 @@ import json
 import jax
 import numpy as np
 
-from ddpm_jax.interop.layout import make_entries, read_params, restacked, unstacked
+from ddpm_jax.interop.layout import read_params
 
 
 def reference(name, seed):
@@ -22,9 +22,7 @@ def read(module, network, depth, weights, image_shape, dtype):
     layout = module.make_layout(depth, {k: v.shape for k, v in weights.items()})
     like = jax.eval_shape(lambda: network.init(jax.random.key(0), image_shape))
     like = jax.tree.map(lambda x: np.broadcast_to(np.zeros((), dtype), x.shape), like)
-    apart = unstacked(like, layout.stacks)
-    params = read_params(weights, make_entries(layout, apart), apart)
-    return restacked(params, layout.stacks)
+    return read_params(weights, layout, like)
 
 
 def shapes_of(network, image_shape):

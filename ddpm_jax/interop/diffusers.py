@@ -16,7 +16,7 @@ from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.files import stand_in
 from ddpm_jax.interop import folders
 from ddpm_jax.interop.folders import CONFIG, SCHEDULER
-from ddpm_jax.interop.layout import make_entries, write_tensors
+from ddpm_jax.interop.layout import write_tensors
 from ddpm_jax.interop.names import make_layout
 from ddpm_jax.interop.scheduler import export_scheduler, import_scheduler, passed_over
 from ddpm_jax.interop.unet2d import export_network, import_network
@@ -96,7 +96,6 @@ def export(
         "unet/config.json": export_network(config["image_shape"], network, len(rows)),
         "scheduler/scheduler_config.json": export_scheduler(config, schedule),
     }
-    entries = make_entries(make_layout(network), params)
     # Elsewhere first: a full disk must not leave half a folder.
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     try:
@@ -105,7 +104,7 @@ def export(
             content = {**content, "_diffusers_version": VERSION}
             (part / name).write_text(json.dumps(content, indent=2) + "\n")
         save_file(
-            write_tensors(params, entries),
+            write_tensors(params, make_layout(network)),
             part / "unet" / f"{folders.STEMS[0]}.safetensors",
             metadata={"format": "pt"},
         )

@@ -12,7 +12,6 @@ import numpy as np
 from ddpm_jax.interop.layout import (
     Layout,
     Tensors,
-    make_entries,
     multiples,
     shape_of,
     write_tensors,
@@ -135,7 +134,7 @@ def export(config: dict[str, Any], params: Any, path: Path) -> None:
         raise OSError(f"EDM's networks are of square images, not {height}x{width}")
     taps = np.outer(FILTERS[network["name"]], FILTERS[network["name"]])
     taps = (taps / taps.sum())[None, None].astype(np.float32)
-    tensors = write_tensors(params, make_entries(make_layout(network, height), params))
+    tensors = write_tensors(params, make_layout(network, height))
     for name in [name for name in tensors if FILTERED.search(name)]:
         tensors[name.removesuffix("weight") + FILTER] = taps
     save({f"model.{name}": tensor for name, tensor in tensors.items()}, path)

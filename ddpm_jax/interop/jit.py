@@ -13,9 +13,8 @@ import numpy as np
 from ddpm_jax.interop.layout import (
     Layout,
     Tensors,
-    make_entries,
+    reshaped,
     shape_of,
-    unstacked,
     write_tensors,
 )
 from ddpm_jax.interop.tensors import save
@@ -120,14 +119,11 @@ def export(config: dict[str, Any], params: Any, path: Path) -> None:
         raise OSError("JiT's networks are of network.convention flow")
     if config["loss"]["predicts"] != "x_0" or height != width:
         raise OSError("JiT's networks predict x_0 of square images")
-    size, named = network.get("patch_size", 16), params["class_positions"].shape
-    inside, outside = params["patch_in"]["kernel"].shape
-    kernel = (outside, inside // size**2, size, size)
-    shapes = {PATCH: kernel, NAMES["class_positions"]: (1, *named)}
-    apart = unstacked(params, STACKS)
-    layout = make_layout(len(params["blocks"]["proj"]["bias"]), shapes)
-    tensors = write_tensors(apart, make_entries(layout, apart))
-    places = sin_cos_positions(height // size, width // size, named[1])
+    size, channels = network.get("patch_size", 16), params["class_positions"].shape[1]
+    depth = len(params["blocks"]["proj"]["bias"])
+    layout = make_layout(depth, reshaped(params, RESHAPED, size))
+    tensors = write_tensors(params, layout)
+    places = sin_cos_positions(height // size, width // size, channels)
     tensors[POSITIONS] = places[None].astype(np.float32)
     save({f"net.{name}": tensor for name, tensor in tensors.items()}, path)
 
@@ -140,7 +136,6 @@ def make_layout(depth: int, shapes: dict[str, tuple[int, ...]]) -> Layout:
       shapes: of its tensors, of which those with other axes than ours are taken.
     """
     modules = MODULES | {f"blocks_{i}": f"blocks.{i}" for i in range(depth)}
-    reshaped = {ours: shapes[name] for ours, name in RESHAPED.items() if name in shapes}
-    return Layout(
-        modules, PARTS, POINTWISE, names=NAMES, stacks=STACKS, shapes=reshaped
-    )
+    others = {ours: shapes[name] for ours, name in RESHAPED.items() if name in shapes}
+    layout = Layout(modules, PARTS, POINTWISE, names=NAMES, stacks=STACKS)
+    return layout._replace(shapes=others)

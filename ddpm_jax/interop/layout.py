@@ -85,6 +85,11 @@ def restacked(tree: Mapping, stacks: Iterable[str]) -> dict:
     return together
 
 
+def _of_shape(leaf):
+    """An array of a leaf's shape and type, which takes no memory."""
+    return np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
+
+
 def _map(function, first, *others):
     """Calls a function on the leaves of trees of one structure."""
     if not isinstance(first, Mapping):
@@ -97,36 +102,39 @@ def make_entries(layout: Layout, like) -> dict[Path, Entry]:
     return {path: _entry(layout, path, x.shape) for path, x in leaves(like).items()}
 
 
-def read_params(tensors: Tensors, entries: Mapping[Path, Entry], like):
+def read_params(tensors: Tensors, layout: Layout, like) -> dict:
     """Makes a tree of parameters of a file's tensors, which must fit it exactly.
 
     Args:
       tensors: the file's tensors.
-      entries: where it holds each of our arrays.
+      layout: how it names and shapes our arrays.
       like: a tree of the shapes and types wanted, which may be abstract.
 
     Raises:
       OSError: one line that says what is missing, not expected, of another shape, or
         not finite.
     """
+    apart = unstacked(_map(_of_shape, like), layout.stacks)
+    entries = make_entries(layout, apart)
     faults = _faults(tensors, entries)
     if faults:
         raise OSError("; ".join(faults))
     params = {}
-    for path, leaf in leaves(like).items():
+    for path, leaf in leaves(apart).items():
         *parents, last = path
         branch = params
         for name in parents:
             branch = branch.setdefault(name, {})
         array = _to_ours(tensors[entries[path].name], entries[path], last)
         branch[last] = np.array(array, leaf.dtype, order="C").reshape(leaf.shape)
-    return params
+    return restacked(params, layout.stacks)
 
 
-def write_tensors(params, entries: Mapping[Path, Entry]) -> dict[str, np.ndarray]:
+def write_tensors(params, layout: Layout) -> dict[str, np.ndarray]:
     """Returns parameters as a file's float32 tensors."""
-    tensors = {}
-    for path, leaf in leaves(params).items():
+    tensors, apart = {}, unstacked(params, layout.stacks)
+    entries = make_entries(layout, apart)
+    for path, leaf in leaves(apart).items():
         entry = entries[path]
         array = _to_theirs(np.asarray(leaf, np.float32), entry, path[-1])
         if entry.rows is None:
@@ -135,6 +143,28 @@ def write_tensors(params, entries: Mapping[Path, Entry]) -> dict[str, np.ndarray
             whole = tensors.setdefault(entry.name, np.zeros(entry.shape, np.float32))
             whole[entry.rows] = array
     return tensors
+
+
+def reshaped(
+    params, names: Mapping[str, str], patch_size: int
+) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes that tensors have where ours lack axes, by their names.
+
+    Args:
+      params: parameters of a transformer of patches.
+      names: our parameters -> their tensors. A kernel, of patches, is a convolution
+        there; others have a first axis of length 1.
+      patch_size: pixels along a side of a patch.
+    """
+    shapes = {}
+    for path, leaf in leaves(params).items():
+        name = names.get(".".join(path))
+        if name and path[-1] == "kernel":
+            inside, outside = leaf.shape
+            shapes[name] = (outside, inside // patch_size**2, *[patch_size] * 2)
+        elif name:
+            shapes[name] = (1, *leaf.shape)
+    return shapes
 
 
 def shape_of(tensors: Tensors, name: str) -> tuple[int, ...]:

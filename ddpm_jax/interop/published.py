@@ -6,9 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import numpy as np
-
 from ddpm_jax.errors import reason
 from ddpm_jax.interop import diffusers, edm, ermongroup, folders, jit, openai, uvit
 from ddpm_jax.interop.contents import (
@@ -21,14 +18,7 @@ from ddpm_jax.interop.contents import (
     only_model,
     what_else,
 )
-from ddpm_jax.interop.layout import (
-    Layout,
-    Tensors,
-    make_entries,
-    read_params,
-    restacked,
-    unstacked,
-)
+from ddpm_jax.interop.layout import Layout, Tensors, read_params
 from ddpm_jax.interop.names import make_layout, with_new_names
 from ddpm_jax.interop.tensors import read_tensors
 
@@ -96,11 +86,8 @@ def _pretrained(
     file: Path, config, layout: Layout, tensors: Tensors, notes: list[str]
 ) -> Published:
     def read(like):
-        shaped = jax.tree.map(_of_shape, like)
-        apart = unstacked(shaped, layout.stacks)
         try:
-            params = read_params(tensors, make_entries(layout, apart), apart)
-            return restacked(params, layout.stacks)
+            return read_params(tensors, layout, like)
         except (OSError, ValueError) as error:
             raise OSError(f"{file} does not fit the model; {error}") from error
 
@@ -151,11 +138,6 @@ def _open_file(file, tensors, settings, image_shape, notes):
         )
     config, said = diffusers.import_config(file.parent, image_shape)
     return _of_diffusers(file, config, tensors, [*said, *notes])
-
-
-def _of_shape(leaf):
-    """An array of a leaf's shape and type, which takes no memory."""
-    return np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
 
 
 def _refuse_settings(source, settings):

@@ -7,9 +7,8 @@ from typing import Any
 from ddpm_jax.interop.layout import (
     Layout,
     Tensors,
-    make_entries,
+    reshaped,
     shape_of,
-    unstacked,
     write_tensors,
 )
 from ddpm_jax.interop.tensors import save
@@ -95,13 +94,9 @@ def export(config: dict[str, Any], params: Any, path: Path) -> None:
     """
     if not is_theirs(config):
         raise OSError("only a uvit can be written for U-ViT's code")
-    size = config["network"].get("patch_size", 2)
-    inside, outside = params["patch_in"]["kernel"].shape
-    kernel = (outside, inside // size**2, size, size)
-    shapes = {PATCH: kernel, NAMES["positions"]: (1, *params["positions"].shape)}
-    apart = unstacked(params, STACKS)
+    shapes = reshaped(params, RESHAPED, config["network"].get("patch_size", 2))
     layout = make_layout(2 * len(params["up"]["proj"]["bias"]), shapes)
-    save(write_tensors(apart, make_entries(layout, apart)), path)
+    save(write_tensors(params, layout), path)
 
 
 def make_layout(depth: int, shapes: dict[str, tuple[int, ...]]) -> Layout:
@@ -114,5 +109,5 @@ def make_layout(depth: int, shapes: dict[str, tuple[int, ...]]) -> Layout:
     modules = dict(MODULES)
     for i in range(depth // 2):
         modules |= {f"down_{i}": f"in_blocks.{i}", f"up_{i}": f"out_blocks.{i}"}
-    reshaped = {ours: shapes[name] for ours, name in RESHAPED.items() if name in shapes}
-    return Layout(modules, PARTS, {}, names=NAMES, stacks=STACKS, shapes=reshaped)
+    others = {ours: shapes[name] for ours, name in RESHAPED.items() if name in shapes}
+    return Layout(modules, PARTS, {}, names=NAMES, stacks=STACKS, shapes=others)

@@ -3,9 +3,9 @@
 It needs PyTorch and diffusers: pip install .[test,oracle]
 """
 
-import argparse
 import importlib
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -290,7 +290,10 @@ def test_objects_in_pickles_are_named_and_not_loaded(tmp_path):
     weights = {"temb.dense.0.weight": torch.ones(2)}
     path, trace = tmp_path / "model.pt", tmp_path / "loaded"
     for held, name in (
-        ({"model": weights, "args": argparse.Namespace(lr=1)}, "argparse.Namespace"),
+        (
+            {"model": weights, "args": types.SimpleNamespace(lr=1)},
+            "types.SimpleNamespace",
+        ),
         ({"model": weights, "loss": np.float64(1)}, "numpy.*scalar"),
         (torch.nn.Linear(2, 2), "torch.nn.modules.linear.Linear"),
         ({"model": weights, "hook": Canary(str(trace))}, "io.open"),
@@ -301,12 +304,12 @@ def test_objects_in_pickles_are_named_and_not_loaded(tmp_path):
         assert f'torch.load("{path}", weights_only=False)' in str(refused.value)
         assert "\n" not in str(refused.value) and not trace.exists()
     # What the line says to do.
-    torch.save({"model": weights, "args": argparse.Namespace(lr=1)}, path)
+    torch.save({"model": weights, "args": types.SimpleNamespace(lr=1)}, path)
     better = tmp_path / "weights.pt"
     torch.save(torch.load(path, weights_only=False)["model"], better)
     with pytest.raises(OSError, match="missing: conv_in.weight"):
         open_published(better)
     # Both ways, what a suffix says is not asked.
     path.rename(tmp_path / "model.safetensors")
-    with pytest.raises(OSError, match=r"argparse.Namespace"):
+    with pytest.raises(OSError, match=r"types.SimpleNamespace"):
         open_published(tmp_path / "model.safetensors")

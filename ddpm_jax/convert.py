@@ -30,8 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument(
         "--format",
         choices=["run", "diffusers", *FILES],
-        help="default: run of a --pretrained model, and of a --workdir what others "
-        "have for its network",
+        help="default: run of a --pretrained model to a folder, otherwise what others "
+        "have for the network",
     )
     return parser
 
@@ -47,7 +47,8 @@ def main(args: argparse.Namespace) -> None:
     model = trained.model()
     of_network = (name for name in FILES if FILES[name].is_theirs(model.config))
     theirs = next(of_network, "diffusers")
-    kind = args.format or ("run" if args.pretrained else theirs)
+    to_run = args.pretrained and out.suffix != ".safetensors"
+    kind = args.format or ("run" if to_run else theirs)
     if (out.suffix == ".safetensors") != (kind in FILES):
         raise ConfigError(
             f"--out {out}: of format {kind}, give a new "

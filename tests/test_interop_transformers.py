@@ -13,6 +13,7 @@ from transformers import random_params, reference
 
 import ddpm_jax
 from ddpm_jax import convert, networks, sample
+from ddpm_jax.errors import ConfigError
 from ddpm_jax.files import read_arrays
 from ddpm_jax.interop import jit, uvit
 from ddpm_jax.interop.published import open_published
@@ -120,7 +121,11 @@ def test_a_published_transformer_is_drawn_from_and_converted(tmp_path):
     a, b = (read_arrays(tmp_path / f"{name}.npz")["images"] for name in "ab")
     np.testing.assert_array_equal(a, b)
     call(convert, "--workdir", tmp_path / "run", "--out", tmp_path / "x.safetensors")
-    assert (tmp_path / "x.safetensors").read_bytes() == file.read_bytes()
+    call(convert, "--pretrained", file, "--out", tmp_path / "y.safetensors")
+    for name in "xy":
+        assert (tmp_path / f"{name}.safetensors").read_bytes() == file.read_bytes()
+    with pytest.raises(ConfigError, match="of format jit, give a new file"):
+        call(convert, "--workdir", tmp_path / "run", "--out", tmp_path / "folder")
     assert ddpm_jax.load(file).null == 3
 
 

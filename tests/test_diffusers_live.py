@@ -225,9 +225,9 @@ def test_folder_of_diffusers(tmp_path):
 
 def test_checkpoint_of_a_runner(tmp_path):
     """[model, optimizer, epoch, step, average], with names of a data parallel model."""
-    golden = np.load("tests/data/ermongroup.npz")
+    with np.load("tests/data/ermongroup.npz") as golden:
+        names = json.loads(str(golden["small/names"]))
     random = np.random.default_rng(8)
-    names = json.loads(str(golden["small/names"]))
     model = {f"module.{name}": torch.zeros(shape) for name, shape in names}
     ema = {n: torch.from_numpy(random.standard_normal(s)).float() for n, s in names}
     optimizer = {

@@ -231,6 +231,12 @@ REMARKS = {
     "network.head_channels=8": "",
     "network.head_channels=8 network.num_heads=2": "num_heads 2 has no effect",
     "network.num_classes=0": "label_dropout has no effect without num_classes",
+    "network={'name':'uvit','channels':8,'num_heads':1,'label_dropout':0.1}": (
+        "label_dropout has no effect without num_classes"
+    ),
+    "network={'name':'ddpmpp','channels':16,'label_dropout':0.1}": (
+        "label_dropout has no effect without num_classes"
+    ),
     "schedule.num_steps=50": "",
     "schedule={'name':'linear','num_steps':50}": "leaves 78% of the image at its last",
     "optimizer.decay=constant": "",

@@ -362,7 +362,7 @@ def test_an_interrupted_preparation_leaves_no_data_set(released, tmp_path, monke
 def test_a_real_cifar10_without_tensorflow():
     code = (
         "import sys; from ddpm_jax.data import records;"
-        f"source = sources.tfds('cifar10', data_dir={str(PREPARED)!r}, download=False);"
+        f"source = records.tfds('cifar10', data_dir={str(PREPARED)!r}, download=False);"
         "image, label = source[123];"
         "print(len(source), source.num_classes, image.shape, 0 <= label < 10);"
         "assert not {'tensorflow', 'jax'} & set(sys.modules)"

@@ -67,7 +67,7 @@ def signature(constructor: Callable) -> inspect.Signature:
     """Returns the signature of a constructor, its annotations no strings."""
     try:
         return inspect.signature(constructor, eval_str=True)
-    except Exception:  # a name that is not there at run time
+    except (NameError, AttributeError, TypeError, SyntaxError):  # of an annotation
         return inspect.signature(constructor)
 
 

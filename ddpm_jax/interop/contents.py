@@ -42,9 +42,9 @@ ONLY = (
 def only_model(file: Path, tensors: Tensors) -> tuple[Tensors, list[str]]:
     """Returns the tensors of the model that is meant, and what to say of the choice.
 
-    Of several the averaged one is meant; of a list, as the runner of Song et al. (2021)
-    saves it, the last. What stands before their names is dropped. Where no model is
-    known, all are returned.
+    Of several the averaged one is meant, the first where these are numbered; of a list,
+    as the runner of Song et al. (2021) saves it, the last. What stands before their
+    names is dropped. Where no model is known, all are returned.
 
     Raises:
       OSError: if it is a model of latents, or if several could be meant.
@@ -75,7 +75,7 @@ def what_else(tensors: Tensors) -> str:
         if any(re.search(part, name) for name in tensors):
             return f"{what}; {ONLY}"
     keys = few(sorted({name.partition(".")[0] for name in tensors}), 8)
-    return f"not the weights of a U-Net that is known ({keys}); {ONLY}"
+    return f"not the weights of a network that is known ({keys}); {ONLY}"
 
 
 def _with_dots(tensors):

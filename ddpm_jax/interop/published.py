@@ -57,7 +57,7 @@ def open_published(
       image_shape: (height, width, channels), for a folder that does not say.
 
     Raises:
-      OSError: if it cannot be read, or is of a model that our U-Net cannot be.
+      OSError: if it cannot be read, or is of a model that no network here can be.
     """
     source = Path(path)
     if not str(path) or not source.exists():

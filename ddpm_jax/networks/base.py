@@ -82,6 +82,12 @@ def check_classes(cond, num_images: int, num_classes: int, has_null: bool) -> No
         check_labels(cond, num_classes + has_null)
 
 
+def class_remarks(module) -> list[str]:
+    """Returns what of a module's settings has no effect without classes, in words."""
+    idle = module.label_dropout and not module.num_classes
+    return ["network.label_dropout has no effect without num_classes"] * bool(idle)
+
+
 @functools.partial(jax.jit, static_argnums=0, inline=True)
 def apply_module(module, params, *given) -> Array:
     """Calls a Flax module that can be hashed: as `module.apply`, with its parameters.

@@ -18,7 +18,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from ddpm_jax.networks import layers
-from ddpm_jax.networks.base import Network, apply_module, check_classes
+from ddpm_jax.networks.base import Network, apply_module, check_classes, class_remarks
 from ddpm_jax.networks.dropout import dropout, seeds
 from ddpm_jax.networks.normalization import GroupNorm
 
@@ -279,7 +279,11 @@ def _network(sigma_data, **settings):
         return apply_module(module, params, x, level, cond, dropout_keys, augmentation)
 
     numbers = module.augmentation
-    return Network(init, apply, augmentation=numbers, convention=convention)
+
+    def remarks(image_shape):
+        return class_remarks(module)
+
+    return Network(init, apply, remarks, numbers, convention)
 
 
 def _check(module):

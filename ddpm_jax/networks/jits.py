@@ -17,7 +17,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from ddpm_jax.networks import layers, tokens
-from ddpm_jax.networks.base import Network, apply_module, check_classes
+from ddpm_jax.networks.base import Network, apply_module, check_classes, class_remarks
 from ddpm_jax.networks.dropout import drop_labels, dropout, seeds
 
 
@@ -253,7 +253,10 @@ def jit(
         check_classes(cond, len(x), module.num_classes, module.label_dropout > 0)
         return apply_module(module, params, x, time, cond, dropout_keys)
 
-    return Network(init, apply, convention="flow")
+    def remarks(image_shape):
+        return class_remarks(module)
+
+    return Network(init, apply, remarks, convention="flow")
 
 
 _own = dict(inspect.signature(jit).parameters)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from ddpm_jax.networks import layers
-from ddpm_jax.networks.base import Network, apply_module, check_classes
+from ddpm_jax.networks.base import Network, apply_module, check_classes, class_remarks
 from ddpm_jax.networks.dropout import drop_labels, seeds
 
 
@@ -252,9 +252,7 @@ def _remarks(module, image_shape):
             f"network.num_heads {module.num_heads} has no effect: head_channels "
             f"{module.head_channels} says how many there are"
         )
-    if module.label_dropout and not module.num_classes:
-        found.append("network.label_dropout has no effect without num_classes")
-    return found
+    return found + class_remarks(module)
 
 
 def _listed(numbers):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from ddpm_jax.networks import layers, tokens
-from ddpm_jax.networks.base import Network, apply_module, check_classes
+from ddpm_jax.networks.base import Network, apply_module, check_classes, class_remarks
 from ddpm_jax.networks.dropout import drop_labels
 
 EPS = 1e-5
@@ -144,7 +144,7 @@ def uvit(**settings) -> Network:
         check_classes(cond, len(x), module.num_classes, module.label_dropout > 0)
         return apply_module(module, params, x, index, cond, dropout_keys)
 
-    return Network(init, apply)
+    return Network(init, apply, lambda image_shape: class_remarks(module))
 
 
 uvit.__signature__ = inspect.signature(uvit).replace(

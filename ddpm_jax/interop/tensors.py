@@ -134,8 +134,9 @@ def _read_pickle(path):
             "safetensors where it is installed"
         ) from error
     try:
-        with path.open("rb") as file:  # of a name PyTorch would judge by its suffix
-            torch.serialization.add_safe_globals([argparse.Namespace])  # inert
+        inert = torch.serialization.safe_globals([argparse.Namespace])
+        # Opened here, for PyTorch would judge a name by its suffix.
+        with inert, path.open("rb") as file:
             content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # pickles fail in every way
         if of_machine(error):

@@ -234,6 +234,10 @@ REMARKS = {
     "network={'name':'uvit','channels':8,'num_heads':1,'label_dropout':0.1}": (
         "label_dropout has no effect without num_classes"
     ),
+    "network={'name':'jit','patch_size':2,'class_tokens':8}": (
+        "class_tokens has no effect without num_classes"
+    ),
+    "network={'name':'jit','patch_size':2}": "",
     "network={'name':'ddpmpp','channels':16,'label_dropout':0.1}": (
         "label_dropout has no effect without num_classes"
     ),

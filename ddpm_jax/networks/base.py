@@ -1,5 +1,6 @@
 """What the rest of the package knows of a network: two pure functions."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -84,8 +85,15 @@ def check_classes(cond, num_images: int, num_classes: int, has_null: bool) -> No
 
 def class_remarks(module) -> list[str]:
     """Returns what of a module's settings has no effect without classes, in words."""
-    idle = module.label_dropout and not module.num_classes
-    return ["network.label_dropout has no effect without num_classes"] * bool(idle)
+    if module.num_classes:
+        return []
+    idle = [
+        field.name
+        for field in dataclasses.fields(module)
+        if field.name in ("label_dropout", "class_tokens")
+        and getattr(module, field.name) != field.default
+    ]
+    return [f"network.{name} has no effect without num_classes" for name in idle]
 
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)

@@ -18,6 +18,7 @@ from ddpm_jax.cli import arguments, command
 from ddpm_jax.errors import ConfigError
 from ddpm_jax.experiment import run
 from ddpm_jax.interop import diffusers, edm, jit, uvit
+from ddpm_jax.places import readable, send_folder
 
 FILES = {"edm": edm, "jit": jit, "uvit": uvit}  # formats of one file of tensors
 
@@ -61,8 +62,10 @@ def main(args: argparse.Namespace) -> None:
         FILES[kind].export(model.config, params, out)
     else:
         run.write(out, model.config, params)
+    if out.is_dir():
+        send_folder(out)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    print(f"wrote {out}, {count:,} parameters")
+    print(readable(f"wrote {out}, {count:,} parameters"))
     if kind == "diffusers" and model.num_classes:
         note = "DDPMPipeline gives no labels: sample this one with UNet2DModel"
         if model.null is not None:

@@ -20,6 +20,7 @@ import jax
 from ddpm_jax.cli import command
 from ddpm_jax.errors import ConfigError
 from ddpm_jax.experiment import config, load, run
+from ddpm_jax.places import readable, send_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -49,8 +50,13 @@ def main(args: argparse.Namespace) -> None:
     trained = load.read_otherwise(trained, changed)
     model = trained.model()
     run.write(out, model.config, trained.load_params(model))
+    send_folder(out)
     step = trained.origin["step"]
-    print(f"wrote {out}, the average of sigma_rel {args.sigma_rel} at step {step}")
+    print(
+        readable(
+            f"wrote {out}, the average of sigma_rel {args.sigma_rel} at step {step}"
+        )
+    )
 
 
 if __name__ == "__main__":

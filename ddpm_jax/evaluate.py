@@ -39,6 +39,7 @@ from ddpm_jax.evaluation.sweep import LIKELIHOODS, NAMES
 from ddpm_jax.experiment.config import read_config
 from ddpm_jax.experiment.dataset import make_dataset, open_images
 from ddpm_jax.metrics.by_name import METRICS
+from ddpm_jax.places import readable
 
 NUM_SAMPLES = 50_000  # as published scores have them
 NUM_IMAGES = 256
@@ -205,11 +206,11 @@ def main(args: argparse.Namespace) -> None:
     print(report.table(scores))
     for name in {s.protocol["features"]["name"] for s in scores if s.of_features}:
         print(f"of the features {name}")
-    print(f"the protocol of each number is in {out}")
+    print(readable(f"the protocol of each number is in {out}"))
     calls = {score.network_calls for score in scores} - {None}
     if len(calls) > 1:
         plots.plot(out.with_suffix(".png"), scores)
-        print(f"drawn in {out.with_suffix('.png')}")
+        print(readable(f"drawn in {out.with_suffix('.png')}"))
 
 
 if __name__ == "__main__":

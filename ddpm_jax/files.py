@@ -3,7 +3,6 @@
 import errno
 import fcntl
 import os
-import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,13 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-
-def cache_dir() -> Path:
-    """Returns where things made once are kept between runs; it may not exist.
-
-    It is `$XDG_CACHE_HOME/ddpm_jax`, or `~/.cache/ddpm_jax`.
-    """
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "ddpm_jax")
+from ddpm_jax.places import lease, place, send
 
 
 @contextmanager
@@ -25,9 +18,9 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     """Yields a name to write to, which becomes `path` unless something fails.
 
     The folder is made if it is not there. The name ends as `path` does, for writers
-    that go by that.
+    that go by that. What is written to the place of a bucket is sent there.
     """
-    path = Path(path)
+    path = place(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(
         f".{path.stem}.{uuid.uuid4().hex[:8]}.partial{path.suffix}"
@@ -35,21 +28,9 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     try:
         yield partial
         partial.replace(path)
+        send(path)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def check_local(path: str | os.PathLike) -> None:
-    """Refuses the address of another machine, such as gs://bucket/run.
-
-    Raises:
-      OSError: saying what to do.
-    """
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):
-        raise OSError(
-            f"{path} is no place in the file system, and others are not supported: "
-            "give a folder of this machine, such as one where it is mounted"
-        )
 
 
 def stamp_of(path: Path) -> tuple[int, int]:
@@ -61,6 +42,10 @@ def stamp_of(path: Path) -> tuple[int, int]:
 @contextmanager
 def file_lock(folder: Path) -> Iterator[None]:
     """Keeps others who ask for it out of a folder, which must be there."""
+    if (held := lease(folder)) is not None:
+        with held:
+            yield
+        return
     path = folder / ".ddpm_jax.lock"  # a file that is written: NFS locks no folders
     while True:
         with path.open("a") as file:

@@ -18,6 +18,7 @@ from ddpm_jax.evaluation import image_sets, references
 from ddpm_jax.experiment.config import read_config
 from ddpm_jax.experiment.dataset import make_dataset, open_images
 from ddpm_jax.metrics import statistics
+from ddpm_jax.places import readable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -66,7 +67,7 @@ def main(args: argparse.Namespace) -> None:
     if jax.process_index() == 0:
         statistics.save(out, made)
         name = extractor.protocol["name"]
-        print(f"wrote {out}: {made.num} images, features of {name}")
+        print(readable(f"wrote {out}: {made.num} images, features of {name}"))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from ddpm_jax.diffusion import inverse
 from ddpm_jax.distributed import multihost
 from ddpm_jax.errors import ConfigError
 from ddpm_jax.metrics.features.base import fingerprint
+from ddpm_jax.places import readable
 from ddpm_jax.sampling import pictures, tasks
 from ddpm_jax.sampling.draw import sample_keys
 from ddpm_jax.sampling.pictures import Drawn, Order
@@ -231,7 +232,7 @@ def main(args: argparse.Namespace) -> None:
         at_once = Path(args.out).suffix or args.gif or args.trajectory
         (pictures.draw if at_once else pictures.fill)(args, wanted)
     if jax.process_index() == 0:
-        print(f"wrote {args.num} images to {args.out}")
+        print(readable(f"wrote {args.num} images to {args.out}"))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from ddpm_jax import buckets
 from ddpm_jax.cli import command
 from ddpm_jax.compiled import estimates
 from ddpm_jax.distributed import devices, multihost
@@ -25,12 +26,13 @@ from ddpm_jax.experiment import config, plan, remarks, run
 from ddpm_jax.experiment.build import Experiment, build, check, train_step
 from ddpm_jax.experiment.init_from import initial_params
 from ddpm_jax.experiment.options import train_options
-from ddpm_jax.files import check_local
-from ddpm_jax.training import calls, snapshots
+from ddpm_jax.places import check_scheme
+from ddpm_jax.training import calls, snapshots, trackers
 from ddpm_jax.training.checkpoints import Checkpoints
 from ddpm_jax.training.loop import TrainOptions, fit
 from ddpm_jax.training.preemption import Preemption
 from ddpm_jax.training.trackers import Tracker
+from ddpm_jax.training.uploads import Uploads
 
 # What makes XLA's programs for GPUs give the same bits each time.
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
@@ -41,7 +43,8 @@ def train(experiment: Experiment, workdir: str | os.PathLike) -> int:
 
     Args:
       experiment: what is trained, as `build` makes it of a config.
-      workdir: the folder of the run, made if it is not there. Only process 0 uses it.
+      workdir: the folder of the run, made if it is not there, or its address in a
+        bucket, such as gs://bucket/runs/cifar. Only process 0 uses it.
 
     Returns:
       0, or 128 plus the number of the signal that stopped it; what was done is saved.
@@ -49,9 +52,10 @@ def train(experiment: Experiment, workdir: str | os.PathLike) -> int:
     Raises:
       ConfigError: one line that says what to mend.
       DivergedError: if a loss or gradient is not finite, and what to do then.
-      OSError: if a checkpoint cannot be written.
+      OSError: if a checkpoint cannot be written; of a bucket, if it cannot be reached,
+        or another run trains there.
     """
-    check_local(workdir)
+    check_scheme(workdir)
     multihost.assert_equal(config.flat(experiment.config))
     with multihost.error_barrier():
         _warn(experiment)
@@ -63,19 +67,26 @@ def train(experiment: Experiment, workdir: str | os.PathLike) -> int:
     score = None
     if experiment.scoring.every:  # all of them make it, with what they share
         score = online.make_scorer(experiment)
-    workdir = Path(workdir)
+    address = workdir
     with contextlib.ExitStack() as stack:
         enter = stack.enter_context
         preemption = enter(Preemption(options.in_flight))
         with multihost.error_barrier():
             opened = multihost.Null(), _zeros(experiment), []
+            workdir, uploads = Path(address), multihost.Null()
             if jax.process_index() == 0:
-                opened = _open(workdir, experiment, feed, stack)
+                found = []
+                if buckets.is_address(address):
+                    uploads = enter(_uploads(address, options, preemption))
+                    workdir, found = uploads.folder, uploads.notes
+                opened = _open(workdir, experiment, feed, stack, found)
         checkpoints, state, notes = opened
         state = multihost.broadcast(state)
         first = int(state.step)
         if first >= options.num_steps:
-            done = f"{workdir} is already at step {first}: nothing to do"
+            done = f"{address} is already at step {first}: nothing to do"
+            with multihost.error_barrier():
+                uploads.finish()
             multihost.on_primary(lambda: print(done))
             return 0
         state = devices.replicate(state)  # as steps return it: one program, not two
@@ -86,7 +97,7 @@ def train(experiment: Experiment, workdir: str | os.PathLike) -> int:
             )
             enter(closing(tracker))
         begun = f"going on from step {first}" if first else "training"
-        tracker.line("; ".join([f"{begun} in {workdir}{_devices()}", *notes]))
+        tracker.line("; ".join([f"{begun} in {address}{_devices()}", *notes]))
         tracker.line("; ".join([str(feed.contents), *feed.notes]))
         every, averages = options.snapshot_every, options.averaging
         callbacks = [
@@ -107,14 +118,23 @@ def train(experiment: Experiment, workdir: str | os.PathLike) -> int:
             preemption,
             callbacks,
         )
+        with multihost.error_barrier():
+            tracker.flush()
+            uploads.finish()
         if reached < options.num_steps:
             tracker.line(f"stopped at step {reached}; the same command goes on from it")
             return preemption.exit_code
-        tracker.line(f"done: step {reached} of {workdir}")
+        tracker.line(f"done: step {reached} of {address}")
         return 0
 
 
-def _open(workdir, experiment, feed, stack):
+def _uploads(address, options, preemption):
+    """Keeps the run in a bucket."""
+    every, stop = options.upload_every, preemption.request
+    return Uploads(address, options.keep, every, trackers.line, stop)
+
+
+def _open(workdir, experiment, feed, stack, found):
     """Locks the folder, and finds the state to begin or to go on with, on the host."""
     notes, begun = run.changes(workdir, experiment.config), None
     if experiment.init_from and not run.has_checkpoint(workdir):
@@ -130,7 +150,7 @@ def _open(workdir, experiment, feed, stack):
         notes = [f"beginning from {experiment.init_from}", *begun.notes]
     elif state is None:
         state = jax.jit(experiment.init)(experiment.keys[0])
-    return checkpoints, jax.device_get(state), [*damaged, *notes]
+    return checkpoints, jax.device_get(state), [*found, *damaged, *notes]
 
 
 def _warn(experiment):

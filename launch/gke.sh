@@ -7,13 +7,14 @@
 #   launch/gke.sh status          of the JobSet and its pods
 #   launch/gke.sh delete          the main saves and ends, and the JobSet is removed
 #
-# As in: IMAGE=... CLAIM=... launch/gke.sh run ddpm_jax.train \
-#   --config configs/cifar.py --workdir /runs/cifar
+# As in: IMAGE=... launch/gke.sh run ddpm_jax.train \
+#   --config configs/cifar.py --workdir gs://bucket/runs/cifar
 #
 # Environment:
-#   IMAGE            with the package and its extra `tpu`; docs/launching.md makes one
-#   CLAIM            a PersistentVolumeClaim that all hosts can write (ReadWriteMany)
-#   RUNS=/runs       where it is seen; --workdir must be below it
+#   IMAGE            with the package and its extras; docs/launching.md makes one
+#   CLAIM            instead of a bucket, a PersistentVolumeClaim that all hosts can
+#                    write (ReadWriteMany)
+#   RUNS=/runs       where it is seen; --workdir must be below it then
 #   NAME=ddpm-jax
 #   ACCELERATOR=tpu-v5-lite-podslice  and
 #   TOPOLOGY=4x4     of the node pool
@@ -48,17 +49,20 @@ json() {
 manifest() {
   local text name HOSTS ARGS
   [ -n "${IMAGE:-}" ] || die "set IMAGE, a container image with the package in it"
-  [ -n "${CLAIM:-}" ] || die "set CLAIM, a PersistentVolumeClaim for the run's folder"
   [[ $ACCELERATOR == tpu* ]] ||
     die "ACCELERATOR is $ACCELERATOR, not a node label such as tpu-v5-lite-podslice"
   [[ $TOPOLOGY =~ ^[0-9]+(x[0-9]+){1,2}$ ]] || die "TOPOLOGY is $TOPOLOGY, not like 4x4"
-  [[ " $* " =~ \ --workdir[\ =]"$RUNS"/ ]] || die "give --workdir $RUNS/..."
+  local place=gs:/ what="or set CLAIM, a PersistentVolumeClaim for the run's folder"
+  if [ -n "${CLAIM:-}" ]; then place=$RUNS what="which is where CLAIM is seen"; fi
+  [[ " $* " =~ \ --workdir[\ =]"$place"/ ]] || die "give --workdir $place/..., $what"
   HOSTS=$((${TOPOLOGY//x/*} / CHIPS))
   [ $((HOSTS * CHIPS)) -eq $((${TOPOLOGY//x/*})) ] ||
     die "$TOPOLOGY chips cannot be cut into hosts of $CHIPS: set CHIPS"
   # shellcheck disable=SC2034 # by its name, below
   ARGS=$(json "$@")
   text=$(sed '/^ *#/d' "$(dirname "$0")/gke_jobset.yaml")
+  if [ -z "${CLAIM:-}" ]; then text=${text%$'\n'*volumeMounts:*}; fi
+  CLAIM=${CLAIM:-}
   for name in NAME IMAGE CLAIM RUNS ACCELERATOR TOPOLOGY CHIPS HOSTS GRACE \
     MAX_RESTARTS ARGS; do
     text=${text//"\${$name}"/"${!name}"}

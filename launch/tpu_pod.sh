@@ -11,8 +11,8 @@
 #   launch/tpu_pod.sh delete          give the TPU back
 #
 # As in: launch/tpu_pod.sh up ddpm_jax.train --config configs/cifar.py \
-#   --workdir /runs/cifar
-# The run's folder must be on storage that outlives the TPU and that all workers see.
+#   --workdir gs://bucket/runs/cifar
+# The run's folder must outlive the TPU: in a bucket, or on storage that MOUNT mounts.
 #
 # Environment:
 #   ACCELERATOR      such as v5litepod-16 or v6e-16, to create
@@ -145,7 +145,7 @@ follow() {
 up() {
   local restarts=0 now
   [[ " $* " =~ \ --workdir[\ =]/ ]] ||
-    die "give --workdir /..., on storage that outlives the TPU (docs/launching.md)"
+    die "give --workdir gs://..., for it must outlive the TPU (docs/launching.md)"
   if dry; then
     create
     setup

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs a main on one Cloud TPU VM, a slice of a single host.
 #
-#   launch/tpu_vm.sh up ddpm_jax.train --config configs/cifar.py --workdir /runs/cifar
+#   launch/tpu_vm.sh up ddpm_jax.train --config configs/cifar.py --workdir gs://bucket/runs/cifar
 #
 # All of launch/tpu_pod.sh (see its --help) with other defaults:
 #

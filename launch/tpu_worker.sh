@@ -31,7 +31,7 @@ case $1 in
     # uv brings a Python of its own: that of the image may be too old.
     command -v uv >/dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh
     uv venv --quiet --allow-existing --python 3.12 .venv
-    uv pip install --quiet --python .venv/bin/python -e '.[tpu]'
+    uv pip install --quiet --python .venv/bin/python -e '.[tpu,gcs]'
     ;;
   start)
     if running; then die "a main is running already: stop it first"; fi

@@ -9,7 +9,7 @@ import threading
 import numpy as np
 import pytest
 
-from ddpm_jax import files
+from ddpm_jax import places
 from ddpm_jax.metrics.features import inception_weights
 
 CONTENT = bytes(range(256)) * 10_000
@@ -82,17 +82,17 @@ def tensors(monkeypatch):
 
 
 def kept():
-    return sorted(path.name for path in files.cache_dir().iterdir())
+    return sorted(path.name for path in places.cache_dir().iterdir())
 
 
 def test_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "there"))
-    assert files.cache_dir() == tmp_path / "there" / "ddpm_jax"
+    assert places.cache_dir() == tmp_path / "there" / "ddpm_jax"
     monkeypatch.setenv("XDG_CACHE_HOME", "")
-    assert files.cache_dir() == tmp_path / ".cache" / "ddpm_jax"
+    assert places.cache_dir() == tmp_path / ".cache" / "ddpm_jax"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert files.cache_dir() == tmp_path / ".cache" / "ddpm_jax"
+    assert places.cache_dir() == tmp_path / ".cache" / "ddpm_jax"
 
 
 def test_downloaded_and_converted_once(serve, tensors):
@@ -104,7 +104,7 @@ def test_downloaded_and_converted_once(serve, tensors):
         assert kept() == [PUBLISHED, CONVERTED]
         assert asked == ["good"]
     for name, remains in ((CONVERTED, PUBLISHED), (PUBLISHED, CONVERTED)):
-        (files.cache_dir() / name).unlink()
+        (places.cache_dir() / name).unlink()
         assert kept() == [remains]
         assert inception_weights.load_weights().keys() == tensors.keys()
         assert asked == ["good"]
@@ -116,7 +116,7 @@ def test_the_second_address_serves(serve, tensors, first):
     assert inception_weights.load_weights().keys() == tensors.keys()
     assert asked == [first, "good"]
     assert kept() == [PUBLISHED, CONVERTED]
-    assert (files.cache_dir() / PUBLISHED).read_bytes() == CONTENT
+    assert (places.cache_dir() / PUBLISHED).read_bytes() == CONTENT
 
 
 def test_nothing_to_download(serve, monkeypatch):

@@ -8,7 +8,7 @@ fake = pytest.fixture(make_fake)
 
 
 def jobset(fake, *args, **env):
-    result = fake.run("gke.sh", "show", *args, **SETTINGS, **env)
+    result = fake.run("gke.sh", "show", *args, **{**SETTINGS, **env})
     assert result.returncode == 0, result.stderr
     assert "${" not in result.stdout and not fake.calls()
     return yaml.safe_load(result.stdout)["spec"]
@@ -41,6 +41,15 @@ def test_gke_runs_what_it_is_told_where_it_is_kept(fake):
     assert volume["persistentVolumeClaim"]["claimName"] == "runs"
     assert pod["terminationGracePeriodSeconds"] == 33
     assert spec["failurePolicy"]["maxRestarts"] == 3
+
+
+def test_gke_needs_no_volume_for_a_run_in_a_bucket(fake):
+    main = *MAIN[:-1], "gs://bucket/runs/a"
+    spec = jobset(fake, *main, CLAIM=None)
+    pod = spec["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["command"] == ["python", "-m", *main]
+    assert "volumes" not in pod and "volumeMounts" not in container
 
 
 def test_gke_fails_at_once_on_what_would_come_again(fake):

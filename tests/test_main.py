@@ -225,15 +225,32 @@ def test_a_platform_that_is_not_there_is_named(tmp_path, platform, monkeypatch):
 
 
 @pytest.mark.parametrize("given", [
-    ["--workdir", "gs://bucket/run"],
+    ["--workdir", "hdfs://bucket/run"],
     ["--workdir=S3://bucket/run"],
-    ["--config.data.cache=gs://bucket/cache"],
+    ["--config.data.cache=az://bucket/cache"],
     ["--config.init_from", "https://bucket/run"],
 ])  # fmt: skip
 def test_places_on_other_machines_are_refused(here, given):
     result = here(training_main, "--config", "configs/digits.py", *given)
     assert result.returncode == 1 and "://bucket" in result.stderr
     assert "is no place in the file system" in result.stderr
+
+
+def test_what_cannot_lie_in_a_bucket_is_said(here):
+    given = ["--config", "configs/digits.py", "--config.data.cache=gs://bucket/a"]
+    result = here(training_main, *given)
+    assert result.returncode == 1
+    assert "--config.data.cache=gs://bucket/a: give a path of this" in result.stderr
+
+
+@pytest.mark.parametrize("scheme, client", [("gs", "google.cloud"), ("s3", "boto3")])
+def test_a_client_that_is_not_installed_is_named(here, scheme, client, monkeypatch):
+    monkeypatch.setitem(sys.modules, client, None)
+    monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
+    given = ["--config", "configs/digits.py", "--workdir", f"{scheme}://bucket/a"]
+    result = here(training_main, *given)
+    wanted = f"error: {scheme}:// needs its client: pip install '.["
+    assert result.returncode == 1 and result.stderr.startswith(wanted)
 
 
 def test_bits_are_asked_for_before_devices_are_found(monkeypatch):

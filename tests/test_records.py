@@ -11,10 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import requests
+import stores
 import tensorflow_datasets
 from PIL import Image
 from tensorflow_datasets.image_classification import cifar
 
+from ddpm_jax import places
+from ddpm_jax.buckets import open_bucket
 from ddpm_jax.data import records
 from ddpm_jax.data.base import gather, in_memory
 from ddpm_jax.data.batches import make_batch_fn
@@ -262,6 +265,29 @@ FILES = {
         {"coarse_label_names.txt": 20, "fine_label_names.txt": 100},
     ),
 }
+
+
+def test_a_data_set_in_a_bucket_is_brought(tmp_path, monkeypatch):
+    rows = [{"image": Image.fromarray(image)} for image in noise(6, 8, 8, 3)]
+    prepare(tmp_path / "there", "small", rows, {"image": image_feature(8, 8, 3)})
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with stores.serving("s3") as url:
+        for name, value in {**stores.ACCOUNT, stores.VARIABLES["s3"]: url}.items():
+            monkeypatch.setenv(name, value)
+        places._client.cache_clear()
+        address = f"s3://{stores.BUCKET}/data"
+        bucket, prefix = open_bucket(address)
+        for path in (tmp_path / "there").rglob("*"):
+            if path.is_file():
+                within = path.relative_to(tmp_path / "there").as_posix()
+                bucket.upload(path, f"{prefix}/{within}")
+        there = records.tfds("small", data_dir=tmp_path / "there")
+        here = records.tfds("small", data_dir=address)
+        assert here.fingerprint() == there.fingerprint() and len(here) == 6
+        np.testing.assert_array_equal(here[3][0], there[3][0])
+        with pytest.raises(FileNotFoundError, match="there is nothing at"):
+            records.tfds("other", data_dir=address)
+    places._client.cache_clear()
 
 
 @pytest.fixture(params=FILES)

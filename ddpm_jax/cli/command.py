@@ -16,12 +16,12 @@ from typing import NoReturn
 
 import jax
 
-from ddpm_jax import files
+from ddpm_jax import buckets, places
 from ddpm_jax.compiled.topologies import LIBTPU_FLAGS
 from ddpm_jax.distributed import multihost
 from ddpm_jax.errors import ConfigError, one_line
 from ddpm_jax.experiment import config
-from ddpm_jax.files import check_local
+from ddpm_jax.places import check_scheme
 from ddpm_jax.training.meter import DivergedError
 from ddpm_jax.version import VERSION
 
@@ -57,8 +57,10 @@ def parse_config(parser: argparse.ArgumentParser) -> argparse.Namespace:
     parser.add_argument(
         "--workdir",
         metavar="DIR",
-        help="the run's folder (default: runs/<config name>)",
+        help="the run's folder, or its address in a bucket, as in gs://bucket/runs/a "
+        "(default: runs/<config name>)",
     )
+    parser.set_defaults(as_given=("workdir",))
     return parse(parser)
 
 
@@ -110,7 +112,7 @@ def run(
       before: called with them first, before JAX looks for devices.
     """
     try:
-        _refuse_remote(args)
+        _find_places(args)
         collect_rarely()
         _limit_windows()
         before(args)
@@ -144,14 +146,37 @@ def collect_rarely() -> None:
     gc.set_threshold(100_000, 20, 100)
 
 
-def _refuse_remote(args) -> None:
-    """Refuses places on other machines, which would become folders of such a name."""
-    given = [text.partition("=")[2] for text in args.overrides]
-    for value in vars(args).values():
-        given += value if isinstance(value, list) else [value]
-    for value in given:
-        if isinstance(value, str):
-            check_local(value)
+# What of the arguments is written; what else lies in a bucket is read.
+_WRITTEN = ("out", "gif", "trajectory")
+# What of a config may lie in a bucket.
+_IN_BUCKETS = ("data.path", "data.data_dir", "init_from")
+
+
+def _find_places(args) -> None:
+    """Puts places of this machine for addresses of buckets, once they are brought.
+
+    Raises:
+      OSError: for the address of any other machine, which would become a folder of such
+        a name; and if one cannot be read.
+    """
+    for text in args.overrides:
+        key, _, value = text.partition("=")
+        check_scheme(value)
+        if buckets.is_address(value) and key not in _IN_BUCKETS:
+            raise OSError(f"--config.{key}={value}: give a path of this machine")
+    for name, value in vars(args).items():
+
+        def found(text, name=name):
+            if not isinstance(text, str):
+                return text
+            check_scheme(text)
+            if name in getattr(args, "as_given", ()) or not buckets.is_address(text):
+                return text
+            take = places.place if name in _WRITTEN else places.bring
+            return str(take(text))
+
+        is_list = isinstance(value, list) and name != "overrides"
+        setattr(args, name, [*map(found, value)] if is_list else found(value))
 
 
 def _find_devices() -> None:
@@ -203,7 +228,7 @@ def _shared(argv: list[str]) -> dict[str, str]:
 def _failed(text: str, code: int) -> int:
     """Says what went wrong; one of several processes ends here and now."""
     try:
-        print(text, file=sys.stderr)
+        print(places.readable(text), file=sys.stderr)
     finally:  # also where nobody reads it any more
         if jax.distributed.is_initialized() and jax.process_count() > 1:
             multihost.exit_now(code)
@@ -245,4 +270,4 @@ def _limit_windows() -> None:
 def _cache_programs() -> None:
     """Keeps compiled programs between runs, unless the environment says where."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(files.cache_dir()))
+        jax.config.update("jax_compilation_cache_dir", str(places.cache_dir()))

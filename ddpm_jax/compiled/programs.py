@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from ddpm_jax import files
+from ddpm_jax import files, places
 from ddpm_jax.compiled import text, topologies
 from ddpm_jax.compiled.topologies import LIBTPU_FLAGS, Topology
 from ddpm_jax.errors import ConfigError
@@ -162,7 +162,7 @@ def _path(lowered, topology):
     """Where what is said of a program is kept, by all that decides it."""
     key = "\n".join([_versions(topology), topology.name, lowered.as_text()])
     name = hashlib.sha256(key.encode()).hexdigest()
-    return files.cache_dir() / "compiled" / f"{name}.json"
+    return places.cache_dir() / "compiled" / f"{name}.json"
 
 
 def _versions(topology):

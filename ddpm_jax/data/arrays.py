@@ -2,13 +2,13 @@
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from ddpm_jax.data.base import ArraySource, Source
 from ddpm_jax.data.images import resize_and_crop
 from ddpm_jax.files import read_arrays
+from ddpm_jax.places import bring_data
 
 
 def digits(split: str = "train") -> Source:
@@ -53,7 +53,7 @@ def arrays(
         FileNotFoundError: if there is no such file.
         ValueError: if it does not hold what it should.
     """
-    path = Path(path).expanduser()
+    path = bring_data(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}: give the path of an .npz")
     if path.suffix == ".npy":

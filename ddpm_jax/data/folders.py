@@ -16,6 +16,7 @@ from ddpm_jax.data.base import Origin, Source, digest
 from ddpm_jax.data.images import ORIENTATION, height_width, read, resize_and_crop
 from ddpm_jax.errors import reason
 from ddpm_jax.files import of_machine, stamp_of
+from ddpm_jax.places import bring_data
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -83,7 +84,7 @@ def folder(
     training; a later start reads those that changed (see `manifest.check`).
 
     Args:
-        path: the folder.
+        path: the folder, or its address in a bucket, from where it is brought.
         image_size: side of a square, or (height, width).
         channels: 3 for RGB or 1 for grey; images are converted.
         on_error: "raise" refuses a corrupt image by its name; "skip" leaves the
@@ -102,7 +103,7 @@ def folder(
     if channels not in (1, 3):
         raise ValueError(f"channels is {channels!r}: give 3 (RGB) or 1 (grey)")
     image_shape = (*height_width(image_size), channels)
-    root = Path(path).expanduser()
+    root = bring_data(path).expanduser()
     if not root.is_dir():
         raise FileNotFoundError(f"there is no folder {root}: give a folder of images")
     names, classes, passed_over = listing.scan(root)

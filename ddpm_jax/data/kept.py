@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ddpm_jax import files
+from ddpm_jax import places
 from ddpm_jax.data.base import ArraySource, Origin, Source, digest, gather
 from ddpm_jax.files import atomic_write, file_lock
 
@@ -206,7 +206,7 @@ def _places(origin: Origin, cache: bool | str) -> list[tuple[Path, float]]:
     if cache is not True:
         return [(Path(cache).expanduser(), 1.0)]
     beside = origin.place.with_name(f"{origin.place.name}.decoded")
-    elsewhere = files.cache_dir() / "decoded" / digest(str(origin.place))
+    elsewhere = places.cache_dir() / "decoded" / digest(str(origin.place))
     return [(beside, 0.5), (elsewhere, 0.5)]
 
 

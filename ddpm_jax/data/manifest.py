@@ -13,7 +13,7 @@ from pathlib import Path
 
 import PIL
 
-from ddpm_jax import files
+from ddpm_jax import places
 from ddpm_jax.data.base import in_parallel
 from ddpm_jax.files import atomic_write, file_lock
 
@@ -29,7 +29,7 @@ def check(
     """Says what is wrong with each file of a folder, None where nothing is.
 
     Processes of one machine read each file once between them. What is known is kept in
-    `ddpm_jax.files.cache_dir()`, also when the check is interrupted.
+    `ddpm_jax.places.cache_dir()`, also when the check is interrupted.
 
     Args:
         root: the folder.
@@ -56,7 +56,7 @@ def check(
         ]
 
     name = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
-    place = files.cache_dir() / "folders" / name
+    place = places.cache_dir() / "folders" / name
     path = place / "manifest.json"
     try:
         found |= _read(path)

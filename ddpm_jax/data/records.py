@@ -19,10 +19,12 @@ import numpy as np
 import PIL
 from PIL import Image
 
+from ddpm_jax import buckets
 from ddpm_jax.data.base import Origin, Source, digest
 from ddpm_jax.data.images import height_width, resize_and_crop
 from ddpm_jax.errors import reason
 from ddpm_jax.files import file_lock, of_machine, stamp_of
+from ddpm_jax.places import bring_data
 
 # Only a quick look whether the server answers: the download has its own patience.
 _SECONDS_TO_ANSWER = 5
@@ -102,8 +104,8 @@ def tfds(
     Args:
         dataset: its name, as in `"cifar10"`, `"cifar10:3.0.2"` or `"name/config"`.
         split: a split or a part of one, as in `"train"` or `"train[:10%]"`.
-        data_dir: where data sets are kept; by default tfds' own place,
-            `~/tensorflow_datasets`.
+        data_dir: where data sets are kept, a folder or the address of one in a bucket;
+            by default tfds' own place, `~/tensorflow_datasets`.
         image_size: side of a square or (height, width) to resize and centre-crop
             to; needed where the images differ in size.
         download: whether a missing CIFAR may be downloaded.
@@ -118,6 +120,9 @@ def tfds(
         FileNotFoundError: if the data set is not prepared as ArrayRecord.
         ValueError: if the name, split or image size is wrong, or it has no images.
     """
+    if data_dir is not None and buckets.is_address(data_dir):
+        name = dataset.partition(":")[0]
+        data_dir = bring_data(f"{data_dir}/{name}").parents[name.count("/")]
     builder = _builder(dataset, data_dir)
     if not _is_prepared(builder):
         is_cifar = builder.name in ("cifar10", "cifar100")

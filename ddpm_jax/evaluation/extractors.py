@@ -8,7 +8,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from ddpm_jax import files
+from ddpm_jax import places
 from ddpm_jax.data.base import gather, in_memory
 from ddpm_jax.distributed import multihost
 from ddpm_jax.errors import ConfigError, unknown
@@ -75,7 +75,7 @@ def _trained(dataset):
     pictures, labels = gather(source, np.arange(num) * len(source) // num)
     made_of = base.fingerprint((pictures, labels, source.num_classes))
     key = key_of({"recipe": classifier.RECIPE, "images": made_of})
-    path = files.cache_dir() / "classifiers" / f"{key}.safetensors"
+    path = places.cache_dir() / "classifiers" / f"{key}.safetensors"
     try:
         return _nested(load_file(path))
     except (FileNotFoundError, SafetensorError):  # not made yet, or cut off

@@ -12,6 +12,7 @@ from ddpm_jax.experiment.dataset import Dataset
 from ddpm_jax.metrics import memorisation
 from ddpm_jax.metrics.by_name import Value
 from ddpm_jax.metrics.features.base import Extractor
+from ddpm_jax.places import readable
 from ddpm_jax.sampling.partial import key_of
 
 NUM_PAIRS = 24
@@ -60,7 +61,7 @@ def measure_of(
                 path.with_stem(f"{path.stem}_distances"),
                 {subject.name: found.distances, "test images": found.test_distances},
             )
-            print(f"{subject.name}: the nearest pairs are drawn in {path}")
+            print(readable(f"{subject.name}: the nearest pairs are drawn in {path}"))
         return [Value(found.score, found.error), Value(found.copies)]
 
     protocol = {"train": train.protocol, "test": test.protocol}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import jax
 
-from ddpm_jax import files
+from ddpm_jax import places
 from ddpm_jax.data.base import in_memory
 from ddpm_jax.distributed import multihost
 from ddpm_jax.errors import ConfigError
@@ -67,7 +67,7 @@ def statistics_of(
     protocol = image_sets.protocol(subject, extractor)
     num_kept = min(num_kept, subject.num)
     key = key_of({**protocol, "num_kept": num_kept})
-    path = files.cache_dir() / "references" / f"{key}.npz"
+    path = places.cache_dir() / "references" / f"{key}.npz"
     if multihost.all_agree(path.is_file()):
         return statistics.load(path)
     try:

@@ -11,6 +11,7 @@ from ddpm_jax.errors import ConfigError
 from ddpm_jax.evaluation import report
 from ddpm_jax.evaluation.report import Score
 from ddpm_jax.files import file_lock
+from ddpm_jax.places import refresh
 from ddpm_jax.sampling.partial import PartialResults
 from ddpm_jax.version import VERSION
 
@@ -67,6 +68,7 @@ class Results:
         self._scores = report.merge(self._scores, signed)
         if jax.process_index() == 0:
             with file_lock(self.path.parent):  # another evaluation may have written too
+                refresh(self.path)
                 others = report.load(self.path) if self.path.is_file() else []
                 report.save(self.path, report.merge(others, self._scores))
 

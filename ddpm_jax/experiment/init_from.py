@@ -16,6 +16,7 @@ from ddpm_jax.experiment.build import Experiment
 from ddpm_jax.experiment.config import differences
 from ddpm_jax.experiment.model import complete
 from ddpm_jax.interop.layout import leaves
+from ddpm_jax.places import bring
 
 # Of the section `network`, what may be other than the model's: classes, the learned
 # variance and attention can be had anew, the others change no parameter.
@@ -123,6 +124,7 @@ def fit(params, fresh, there: Classes, here: Classes):
 
 
 def _open(path, config):
+    path = str(bring(path))
     if run.is_run(path):
         return load.from_run(path)
     return load.from_pretrained(path, image_shape=tuple(config["image_shape"]))

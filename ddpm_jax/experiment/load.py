@@ -14,6 +14,7 @@ from ddpm_jax.experiment.model import Model, build_model
 from ddpm_jax.experiment.options import SampleOptions, with_sampling
 from ddpm_jax.interop import openai
 from ddpm_jax.interop.published import open_published
+from ddpm_jax.places import bring, readable
 from ddpm_jax.training.ema import MAIN
 
 # What the weights were trained with. Other values would not fit, or would have the same
@@ -106,10 +107,11 @@ def from_run(
     Raises:
       ConfigError: if the folder does not hold a run, or no such checkpoint.
     """
+    workdir = bring(workdir)
     config = code.kept(workdir, run.read_config(workdir))
     step = run.find_step(workdir, step, weights)
     called = f"sigma_rel {weights}" if isinstance(weights, float) else weights
-    origin = {"workdir": str(Path(workdir)), "step": step, "weights": called}
+    origin = {"workdir": readable(str(workdir)), "step": step, "weights": called}
     if data := run.data_of(workdir):
         origin["classes"] = data.classes
     return Trained(
@@ -155,7 +157,8 @@ def load(
     """Loads a trained model with its parameters, wherever it is.
 
     Args:
-      path: the folder of a run, or a published model as in `from_pretrained`.
+      path: the folder of a run, or a published model as in `from_pretrained`; of both,
+        also its address in a bucket, such as gs://bucket/runs/cifar.
       overrides: changes of its config, such as "sampler.name=ddpm", of what does not
         touch the parameters; or a whole config.
       ema: of a run, whether to take the averaged parameters or the raw ones; or the
@@ -172,7 +175,8 @@ def load(
         run, or no such checkpoint.
       OSError: see `from_pretrained`; and if a tensor is missing, extra or misshapen.
     """
-    if _is_of_run(Path(path)):
+    path = bring(path)
+    if _is_of_run(path):
         if settings is not None:
             raise ConfigError(f"{path} is a run: settings are of published models")
         if isinstance(ema, bool):

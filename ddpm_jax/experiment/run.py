@@ -14,6 +14,7 @@ from ddpm_jax.experiment.build import build
 from ddpm_jax.experiment.config import differences
 from ddpm_jax.experiment.model import Model
 from ddpm_jax.files import atomic_write
+from ddpm_jax.places import fetch
 from ddpm_jax.training import ema, snapshots
 from ddpm_jax.training.checkpoints import Checkpoints
 from ddpm_jax.training.checksums import DamagedError
@@ -43,6 +44,7 @@ MUTABLE = (
     "train.num_steps",
     "train.log_every",
     "train.save_every",
+    "train.upload_every",
     "train.sample_every",
     "train.snapshot_every",
     "train.num_samples",
@@ -269,6 +271,7 @@ def find_step(
 ) -> int:
     """Returns the step of what `load_params` takes; raises as it."""
     if isinstance(weights, float):
+        fetch(Path(workdir, SNAPSHOTS))
         try:
             return snapshots.find_step(Path(workdir, SNAPSHOTS), step)
         except FileNotFoundError as error:

@@ -16,6 +16,7 @@ from ddpm_jax.distributed import devices, multihost
 from ddpm_jax.errors import ConfigError
 from ddpm_jax.experiment import config
 from ddpm_jax.files import atomic_write
+from ddpm_jax.places import readable
 from ddpm_jax.sampling.partial import PartialResults
 
 # What each output may be, by suffix and in words.
@@ -108,7 +109,7 @@ def fill(args: argparse.Namespace, order: Order) -> None:
     missing = (i for i, path in enumerate(files) if not path.is_file())
     first = int(multihost.all_gather(str(next(missing, args.num)))[0])
     if first and jax.process_index() == 0:
-        print(f"{first} of {args.num} images are in {out} already")
+        print(readable(f"{first} of {args.num} images are in {out} already"))
     batches = devices.map_batches(
         order.draw, order.params, order.examples, args.batch_size, first=first
     )
@@ -194,10 +195,10 @@ def write_steps(args: argparse.Namespace, times: Timesteps, drawn: Drawn) -> Non
         shown = [*choose(50), -1]
         frames = [images.grid(walk[:, i], args.interpolate) for i in shown]
         images.save_gif(args.gif, np.stack(frames))
-        print(f"wrote {len(frames)} steps to {args.gif}")
+        print(readable(f"wrote {len(frames)} steps to {args.gif}"))
     if args.trajectory:
         shown = choose(12)
         rows = np.stack([walk[:8, shown], predicted[:8, shown]], axis=1)
         tiles = rows.reshape(-1, *rows.shape[3:])
         images.save_png(args.trajectory, images.grid(tiles, len(shown)))
-        print(f"wrote the steps of {len(rows)} images to {args.trajectory}")
+        print(readable(f"wrote the steps of {len(rows)} images to {args.trajectory}"))

@@ -18,6 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from ddpm_jax.files import atomic_write
+from ddpm_jax.places import fetch, readable
 from ddpm_jax.training import checksums, ema, ranking, structure
 from ddpm_jax.training.checksums import DamagedError
 from ddpm_jax.training.step import TrainState
@@ -30,11 +31,8 @@ def _not_of_orbax(record: logging.LogRecord) -> bool:
 
 
 _REASONS = (
-    "No space left on device",
-    "Disk quota exceeded",
-    "File too large",
-    "Permission denied",
-    "Read-only",
+    *("No space left on device", "Disk quota exceeded", "File too large"),
+    *("Permission denied", "Read-only"),
 )
 
 
@@ -242,14 +240,15 @@ class Checkpoints(contextlib.AbstractContextManager):
         self.wait()
         step = self.find(step)
         for item in items:
-            if not Path(self.folder, f"{step:08}", item).is_dir():
+            fetch(place := Path(self.folder, f"{step:08}", item))
+            if not place.is_dir():
                 raise FileNotFoundError(
                     f"the checkpoint of step {step} in {self.folder} has no "
                     f"{item.replace('_', ' ', 1)}: there is {self._averages(step)}"
                 )
         zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), items)
         args = {name: ocp.args.StandardRestore(item) for name, item in zeros.items()}
-        which = f"the checkpoint of step {step} in {self.folder}"
+        which = readable(f"the checkpoint of step {step} in {self.folder}")
         try:
             checksums.check(Path(self.folder, f"{step:08}"), items)
         except DamagedError as error:

@@ -35,6 +35,8 @@ class TrainOptions(NamedTuple):
       num_microbatches: parts of a batch gone through in turn, to save memory.
       log_every: steps between records.
       save_every: steps between checkpoints; the last is always saved.
+      upload_every: of a run in a bucket, steps between checkpoints that are sent there,
+        1 for each. Others stay on this machine, for a restart of it.
       sample_every: steps between pictures of samples, 0 for none.
       num_samples: images in such a picture.
       keep: how many checkpoints to keep.
@@ -57,6 +59,7 @@ class TrainOptions(NamedTuple):
     num_microbatches: int = 1
     log_every: int = 100
     save_every: int = 5000
+    upload_every: int = 1
     sample_every: int = 5000
     num_samples: int = 64
     keep: int = 3

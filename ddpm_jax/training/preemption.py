@@ -41,6 +41,10 @@ class Preemption(contextlib.AbstractContextManager):
         """Whether this process was asked to stop; its vote."""
         return self.signal is not None
 
+    def request(self) -> None:
+        """Asks as SIGTERM does."""
+        self.signal = self.signal or signal.SIGTERM
+
     def agreed(self, votes: jax.Array) -> bool:
         """Takes the votes of the call just dispatched; returns whether to stop now."""
         if jax.process_count() == 1:

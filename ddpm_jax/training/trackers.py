@@ -57,13 +57,22 @@ class Tracker:
 
     def line(self, text: str) -> None:
         """Writes a line to the terminal, above the progress bar."""
-        with contextlib.suppress(BrokenPipeError):  # a run outlives its terminal
-            self._bar.write(text)
+        line(text)
+
+    def flush(self) -> None:
+        """Writes to the files what was recorded."""
+        self._board.flush()
 
     def close(self) -> None:
         """Finishes the records."""
         self._bar.close()
         self._board.close()
+
+
+def line(text: str) -> None:
+    """Writes a line to the terminal, above any progress bar."""
+    with contextlib.suppress(BrokenPipeError):  # a run outlives its terminal
+        tqdm.write(text)
 
 
 def _forget_after(path: Path, step: int) -> None:

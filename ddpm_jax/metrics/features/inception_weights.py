@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
-from ddpm_jax import files
+from ddpm_jax import places
 from ddpm_jax.files import atomic_write
 from ddpm_jax.interop.tensors import read_tensors
 from ddpm_jax.metrics.features import inception
@@ -41,7 +41,7 @@ def load_weights(path: str | os.PathLike | None = None) -> dict[str, np.ndarray]
     Args:
       path: the published `.pth`, or a `.safetensors` of `convert_weights`; one of the
         same name with that ending is preferred, for it does not need PyTorch. None for
-        those in `files.cache_dir()`, which the first time are converted from the file
+        those in `places.cache_dir()`, which the first time are converted from the file
         that is there or in the cache of PyTorch, or else is downloaded.
 
     Returns:
@@ -75,14 +75,14 @@ def convert_weights(path: str | os.PathLike, out: str | os.PathLike) -> None:
 def _cached():
     """The converted weights in the cache, which are made first if there are none."""
     names = [url.rpartition("/")[-1] for url in URLS]
-    published = files.cache_dir() / names[0]
+    published = places.cache_dir() / names[0]
     converted = published.with_suffix(SUFFIX)
     if converted.is_file():
         return converted
-    torch_home = os.environ.get("TORCH_HOME", files.cache_dir().parent / "torch")
+    torch_home = os.environ.get("TORCH_HOME", places.cache_dir().parent / "torch")
     hub = Path(torch_home, "hub", "checkpoints").expanduser()
-    places = [folder / name for folder in (published.parent, hub) for name in names]
-    there = (path for path in places if path.is_file() and _sha256(path) == SHA256)
+    copies = [folder / name for folder in (published.parent, hub) for name in names]
+    there = (path for path in copies if path.is_file() and _sha256(path) == SHA256)
     try:
         convert_weights(next(there, None) or _download(published), converted)
     except OSError as error:

@@ -1,0 +1,282 @@
+"""Places: those of this machine, and those of buckets, which have one here each.
+
+What lies at an address such as gs://bucket/runs/a is worked on at its place here, a
+path like any other: it is brought there to be read, and sent from there once written.
+"""
+
+import contextlib
+import fcntl
+import functools
+import json
+import os
+import re
+import shutil
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ddpm_jax import buckets
+from ddpm_jax.buckets.base import AwayError, Patient
+from ddpm_jax.buckets.lease import Lease
+from ddpm_jax.buckets.mirror import Mirror
+
+# What is large in the folder of a run, and is brought when it is asked for.
+_LARGE = re.compile(r"checkpoints/\d+/(state|ema)|snapshots/|samples/|events\.")
+_THREADS = 16
+_STALE = 3600  # seconds after which a checkpoint that the bucket dropped goes here too
+
+
+def cache_dir() -> Path:
+    """Returns where things made once are kept between runs; it may not exist.
+
+    It is `$XDG_CACHE_HOME/ddpm_jax`, or `~/.cache/ddpm_jax`.
+    """
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "ddpm_jax")
+
+
+def check_scheme(path: str | os.PathLike) -> None:
+    """Refuses the address of another machine, such as hdfs://host/run, but buckets.
+
+    Raises:
+      OSError: saying what to do.
+    """
+    is_other = re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path))
+    if is_other and not buckets.is_address(path):
+        raise OSError(
+            f"{path} is no place in the file system, and others are not supported but "
+            f"{' and '.join(f'{name}://' for name in buckets.BUCKETS)}: give a folder "
+            "of this machine, such as one where it is mounted"
+        )
+
+
+def place(path: str | os.PathLike, kind: str = "buckets") -> Path:
+    """Returns the place here of an address, or a path as it is.
+
+    Args:
+      path: either.
+      kind: "buckets" for what is read and written whole, "runs" for what is trained,
+        "data" for what it is trained with.
+    """
+    if not buckets.is_address(path):
+        return Path(path)
+    return cache_dir() / kind / Path(*filter(None, buckets.split(path)))
+
+
+def readable(text: str) -> str:
+    """Returns a text with the addresses of places here, not their paths."""
+    for kind in ("buckets", "runs", "data"):
+        text = re.sub(
+            rf"{re.escape(str(cache_dir() / kind))}/({'|'.join(buckets.BUCKETS)})/",
+            r"\1://",
+            text,
+        )
+    return text
+
+
+def _address(path: Path) -> str | None:
+    """The address whose place a path is; None where it is another."""
+    told = readable(str(path)) if path.is_relative_to(cache_dir() / "buckets") else ""
+    return told if buckets.is_address(told) else None
+
+
+def bring(path: str | os.PathLike) -> Path:
+    """Brings what lies at an address to its place here; of a path it does nothing.
+
+    Of the folder of a run, what is large is left until `fetch` asks for it.
+
+    Returns:
+      The place.
+
+    Raises:
+      FileNotFoundError: if nothing lies there.
+      OSError: if it cannot be read.
+    """
+    here = place(path)
+    if not buckets.is_address(path):
+        return here
+    mirror, bucket, name = _open(path)
+    if not mirror.files:
+        _bring_one(bucket, name, here)
+        return here
+    for name in mirror.files:
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+    mirror.pull(name for name in mirror.files if not _LARGE.match(name))
+    _drop_stale(here, mirror.files)
+    return here
+
+
+def fetch(path: Path) -> None:
+    """Brings all that lies below a place of a bucket; of other paths it does nothing.
+
+    Raises:
+      FileNotFoundError: if it is there no more.
+      OSError: if it cannot be read, or is not what was written.
+    """
+    if _address(path) is None:
+        return
+    for above in path.parents:
+        if (address := _address(above)) is None:
+            break
+        mirror, _, _ = _open(address, listed=False)
+        if mirror.run:
+            within = f"{path.relative_to(above).as_posix()}/"
+            mirror.pull(name for name in mirror.files if f"{name}/".startswith(within))
+            return
+    mirror, _, _ = _open(_address(path))
+    mirror.pull(mirror.files)
+
+
+def bring_data(address: str | os.PathLike) -> Path:
+    """Brings a data set, a folder or a file; of other paths it does nothing.
+
+    What is here as it is there is not brought again: a list beside it says of each
+    file which one it is. Processes of one machine bring it once between them.
+
+    Raises:
+      FileNotFoundError: if nothing lies there.
+      OSError: if it cannot be read, or the disk is too small, saying what to do.
+    """
+    if not buckets.is_address(address):
+        return Path(address)
+    here, (bucket, name) = place(address, "data"), _bucket(address)
+    here.parent.mkdir(parents=True, exist_ok=True)
+    listed = here.with_name(f".{here.name}.json")
+    with here.with_name(f".{here.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        found = [
+            each
+            for each in bucket.list(name)
+            if each.name == name or each.name.startswith(f"{name}/")
+        ]
+        if not found:
+            raise FileNotFoundError(f"there is nothing at {address}")
+        known = json.loads(listed.read_text()) if listed.is_file() else {}
+        try:
+            _bring_files(bucket, here, name, found, known)
+        finally:  # what was brought before a stop stays
+            partial = listed.with_suffix(".partial")
+            partial.write_text(json.dumps(known))
+            partial.replace(listed)
+    return here
+
+
+def _bring_files(bucket, here, name, found, known):
+    """Brings those of a listing that are not here, or are others here."""
+
+    def path_of(each):
+        return here if each.name == name else here / each.name.removeprefix(f"{name}/")
+
+    new = [
+        each
+        for each in found
+        if not each.name.endswith("/")
+        and not (path_of(each).is_file() and known.get(each.name) == each.version)
+    ]
+    needed, free = sum(each.size for each in new), shutil.disk_usage(here.parent).free
+    if needed > free:
+        raise OSError(
+            f"the data need {needed / 1e9:.1f} GB in {here}, {free / 1e9:.1f} GB are "
+            "free: XDG_CACHE_HOME says where else"
+        )
+
+    def bring_one(each):
+        _bring_one(bucket, each.name, path_of(each))
+        if path_of(each).stat().st_size != each.size:
+            path_of(each).unlink()
+            raise AwayError(f"{each.name} was written meanwhile, or is cut off")
+        known[each.name] = each.version
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        brought = pool.map(bring_one, new)
+        for _ in tqdm(brought, "bringing data", len(new), disable=None):
+            pass
+    wanted = {path_of(each) for each in found}
+    for other in here.rglob("*") if here.is_dir() else ():
+        if other.is_file() and other not in wanted:
+            other.unlink()
+
+
+def refresh(path: Path) -> None:
+    """Brings a file as it now is to the place of a bucket, if it is there.
+
+    Raises:
+      OSError: if it cannot be read.
+    """
+    if (address := _address(path)) is not None:
+        with contextlib.suppress(FileNotFoundError):
+            _bring_one(*_bucket(address), path)
+
+
+def send(path: Path) -> None:
+    """Sends a file to the bucket whose place it has; of other paths it does nothing.
+
+    Raises:
+      OSError: if it cannot be sent.
+    """
+    address = _address(path)
+    if address is not None and "/." not in address:  # what is hidden is of here
+        bucket, name = _bucket(address)
+        bucket.upload(path, name)
+
+
+def send_folder(path: Path) -> None:
+    """Sends all files of a new folder to the bucket whose place it has, or none.
+
+    Raises:
+      OSError: if there is one of this name, or it cannot be sent.
+    """
+    if (address := _address(path)) is None:
+        return
+    mirror, _, _ = _open(address)
+    if mirror.files:
+        raise OSError(f"{address} is there already: give a new one")
+    files = [file.relative_to(path).as_posix() for file in path.rglob("*")]
+    mirror.push({"": [name for name in files if (path / name).is_file()]})
+
+
+def lease(folder: Path) -> Lease | None:
+    """Returns what keeps others out of a bucket's folder; None of other paths."""
+    address = _address(folder)
+    if address is None:
+        return None
+    bucket, name = _bucket(address)
+    return Lease(bucket, f"{name}/.lock.json", seconds=20)
+
+
+def _open(address, listed=True):
+    """The mirror of an address after a look, and its bucket and the name in it."""
+    bucket, name = _bucket(address)
+    mirror = Mirror(bucket, name, place(address))
+    mirror.look(listed)
+    return mirror, bucket, name
+
+
+def _bucket(address):
+    scheme, name, within = buckets.split(address)
+    return Patient(_client(scheme, name), say=print), within
+
+
+@functools.lru_cache
+def _client(scheme, name):
+    return buckets.BUCKETS[scheme](name)
+
+
+def _bring_one(bucket, name, here):
+    here.parent.mkdir(parents=True, exist_ok=True)
+    partial = here.with_name(f".{here.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        bucket.download(name, partial)
+        partial.replace(here)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _drop_stale(here, files):
+    """Takes away checkpoints that the bucket has no more, unless they are in use."""
+    steps = {name.split("/")[1] for name in files if name.startswith("checkpoints/")}
+    for path in here.glob("checkpoints/*"):
+        if path.name not in steps and time.time() - path.stat().st_mtime > _STALE:
+            shutil.rmtree(path, ignore_errors=True)

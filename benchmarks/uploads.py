@@ -32,20 +32,18 @@ LEAVES = 300
 
 
 def state_of(num, step):
-    """A state of so many parameters in leaves of one size."""
-    size = int(num) // LEAVES
+    """A state of so many parameters in leaves of one size, which cannot be packed."""
+    size, random = int(num) // LEAVES, np.random.default_rng(0)
 
-    def draw(seed):
-        return {
-            f"leaf_{i:03}": jnp.full((size,), seed + i / LEAVES, jnp.float32)
-            for i in range(LEAVES)
-        }
+    def draw():
+        leaves = (random.standard_normal(size, np.float32) for _ in range(LEAVES))
+        return {f"leaf_{i:03}": jnp.array(leaf) for i, leaf in enumerate(leaves)}
 
     return TrainState(
         step=jnp.array(step, jnp.int32),
-        params=draw(0),
-        averages={"ema": draw(1)},
-        opt_state=({"mu": draw(2), "nu": draw(3)},),
+        params=draw(),
+        averages={"ema": draw()},
+        opt_state=({"mu": draw(), "nu": draw()},),
     )
 
 

@@ -27,6 +27,8 @@ install_import_hook(["ddpm_jax.diffusion", "ddpm_jax.networks"], "beartype.beart
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+from stores import address, faults, store  # noqa: E402, F401
+
 from ddpm_jax.cli import command  # noqa: E402
 
 command._join = lambda args: (

@@ -15,6 +15,10 @@ import warnings
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
+import pytest
+
+from ddpm_jax import places
+
 BUCKET = "a-bucket"
 # Of each, what tells a client where it is.
 VARIABLES = {"gs": "STORAGE_EMULATOR_HOST", "s3": "AWS_ENDPOINT_URL"}
@@ -194,3 +198,31 @@ class Faults:
         if is_short:
             request.close_connection = True
             request.connection.close()
+
+
+@pytest.fixture(scope="module", params=["gs", "s3"])
+def store(request):
+    """A store, by the scheme of its addresses, and what stands before it."""
+    with serving(request.param) as url, Faults(url) as faults:
+        yield request.param, faults
+
+
+@pytest.fixture
+def faults(store, monkeypatch, tmp_path):
+    """What stands before the store; it does nothing yet. Nothing is kept here yet."""
+    scheme, faults = store
+    faults.rate, faults.kinds = 0.0, Faults.KINDS
+    faults.away, faults.answer = False, None
+    for name, value in {**ACCOUNT, VARIABLES[scheme]: faults.url}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    places._client.cache_clear()
+    yield faults
+    places._client.cache_clear()
+
+
+@pytest.fixture
+def address(store, faults, request):
+    """The address of a folder that no other test has."""
+    name = "".join(filter(str.isalnum, request.node.name))
+    return f"{store[0]}://{BUCKET}/runs/{name}"

@@ -14,27 +14,16 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
-@pytest.fixture(scope="module", params=["gs", "s3"])
-def store(request):
-    with stores.serving(request.param) as url, stores.Faults(url) as faults:
-        yield request.param, faults
-
-
 @pytest.fixture
-def bucket(store, monkeypatch):
-    scheme, faults = store
-    for name, value in {**stores.ACCOUNT, stores.VARIABLES[scheme]: faults.url}.items():
-        monkeypatch.setenv(name, value)
-    faults.rate, faults.kinds, faults.away = 0.0, faults.KINDS, False
-    faults.answer = None
-    opened, _ = buckets.open_bucket(f"{scheme}://{stores.BUCKET}/a")
+def bucket(store, faults):
+    opened, _ = buckets.open_bucket(f"{store[0]}://{stores.BUCKET}/a")
     for found in opened.list(""):
         opened.delete(found.name)
     return opened
 
 
 @pytest.mark.parametrize(
-    ("address", "parts"),
+    ("text", "parts"),
     {
         "gs://b/runs/a": ("gs", "b", "runs/a"),
         "gs:/b/runs/a/": ("gs", "b", "runs/a"),
@@ -44,9 +33,9 @@ def bucket(store, monkeypatch):
         "C:/b": None,
     }.items(),
 )
-def test_addresses_are_told_from_paths(address, parts):
-    assert buckets.is_address(address) == (parts is not None)
-    assert parts is None or buckets.split(address) == parts
+def test_addresses_are_told_from_paths(text, parts):
+    assert buckets.is_address(text) == (parts is not None)
+    assert parts is None or buckets.split(text) == parts
 
 
 def test_what_is_written_is_read(bucket, tmp_path):

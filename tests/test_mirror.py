@@ -4,7 +4,6 @@ import json
 import threading
 
 import pytest
-import stores
 
 from ddpm_jax.buckets import open_bucket
 from ddpm_jax.buckets.base import AwayError, ChangedError, Patient
@@ -17,21 +16,10 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
-@pytest.fixture(scope="module", params=["gs", "s3"])
-def store(request):
-    with stores.serving(request.param) as url, stores.Faults(url) as faults:
-        yield request.param, faults
-
-
 @pytest.fixture
-def place(store, monkeypatch, request):
+def place(address):
     """A bucket, and a name in it that no other test has."""
-    scheme, faults = store
-    faults.rate, faults.kinds, faults.away = 0.0, faults.KINDS, False
-    for name, value in {**stores.ACCOUNT, stores.VARIABLES[scheme]: faults.url}.items():
-        monkeypatch.setenv(name, value)
-    name = "".join(filter(str.isalnum, request.node.name))
-    return open_bucket(f"{scheme}://{stores.BUCKET}/{name}")
+    return open_bucket(address)
 
 
 def write(folder, **files):

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import stores
 from PIL import Image
 
 from ddpm_jax import places
@@ -14,25 +13,6 @@ from ddpm_jax.files import atomic_write, file_lock
 pytestmark = pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnraisableExceptionWarning"
 )
-
-
-@pytest.fixture(scope="module", params=["gs", "s3"])
-def store(request):
-    with stores.serving(request.param) as url, stores.Faults(url) as faults:
-        yield request.param, faults
-
-
-@pytest.fixture
-def address(store, monkeypatch, tmp_path, request):
-    scheme, faults = store
-    faults.rate, faults.away = 0.0, False
-    for name, value in {**stores.ACCOUNT, stores.VARIABLES[scheme]: faults.url}.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    places._client.cache_clear()
-    name = "".join(filter(str.isalnum, request.node.name))
-    yield f"{scheme}://{stores.BUCKET}/{name}"
-    places._client.cache_clear()
 
 
 def test_addresses_have_places_and_places_addresses(monkeypatch, tmp_path):

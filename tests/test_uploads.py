@@ -6,11 +6,12 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-import stores
 from jobs import Job, environment, final_state, small, training
 from plain import NAME
 from tiny import fit
@@ -19,9 +20,12 @@ import ddpm_jax
 from ddpm_jax import convert, evaluate, places, sample
 from ddpm_jax.buckets import open_bucket
 from ddpm_jax.buckets.lease import HeldError, Lease
+from ddpm_jax.buckets.mirror import Mirror
 from ddpm_jax.cli import command
 from ddpm_jax.experiment import run
 from ddpm_jax.training import uploads
+from ddpm_jax.training.checkpoints import Checkpoints
+from ddpm_jax.training.step import TrainState
 
 # The clients leave their connections to the garbage collector.
 pytestmark = pytest.mark.filterwarnings(
@@ -29,30 +33,10 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
-@pytest.fixture(scope="module", params=["gs", "s3"])
-def store(request):
-    with stores.serving(request.param) as url, stores.Faults(url) as faults:
-        yield request.param, faults
-
-
-@pytest.fixture
-def faults(store, monkeypatch, tmp_path):
-    """What stands before the bucket; to this machine the bucket is new."""
-    scheme, faults = store
-    faults.rate, faults.kinds, faults.away = 0.0, faults.KINDS, False
-    for name, value in {**stores.ACCOUNT, stores.VARIABLES[scheme]: faults.url}.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+@pytest.fixture(autouse=True)
+def soon(monkeypatch):
+    """What is saved is sent at once."""
     monkeypatch.setattr(uploads, "_POLL", 0.1)
-    places._client.cache_clear()
-    yield faults
-    places._client.cache_clear()
-
-
-@pytest.fixture
-def address(store, faults, request):
-    name = "".join(filter(str.isalnum, request.node.name))
-    return f"{store[0]}://{stores.BUCKET}/runs/{name}"
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +101,51 @@ def test_some_checkpoints_stay_here(address, whole):
     assert steps == {"00000004", "00000007"}
     here = {path.name for path in (place(address) / "checkpoints").iterdir()}
     assert here == {f"{step:08}" for step in range(1, 8)}
+
+
+def test_checkpoints_that_are_soon_replaced_arrive(address, capsys, monkeypatch):
+    client = type(open_bucket(address)[0])
+    upload = client.upload
+
+    def slow(self, path, name):
+        time.sleep(0.05)
+        upload(self, path, name)
+
+    monkeypatch.setattr(client, "upload", slow)
+    many = ("train.keep=1", "train.save_every=1", "train.num_steps=40")
+    assert fit(small(*many), address) == 0
+    said = capsys.readouterr().out
+    saved = [int(step) for step in re.findall(r"step (\d+) is saved", said)]
+    assert len(saved) > 2 and saved[-1] == 40 and saved == sorted(saved)
+    steps = {name.split("/")[1] for name in objects(address) if "checkpoints" in name}
+    assert steps == {"00000040"}
+    assert not (place(address) / ".sending").exists()
+
+
+def test_scores_follow_their_checkpoint(address):
+    state = TrainState(
+        step=jnp.array(1),
+        params={"a": jnp.zeros(3)},
+        averages={"ema": {"a": jnp.ones(3)}},
+        opt_state=(),
+    )
+    mirror = Mirror(*open_bucket(address), places.place(address))
+
+    def wait_for(name):
+        end = time.monotonic() + 60
+        while name not in mirror.files:
+            assert time.monotonic() < end
+            time.sleep(0.1)
+            mirror.look()
+
+    with (
+        uploads.Uploads(address, 3, 1, lambda text: None, lambda: None) as there,
+        Checkpoints(there.folder / "checkpoints") as checkpoints,
+    ):
+        checkpoints.save(state)
+        wait_for("checkpoints/00000001/checksums.json")
+        checkpoints.add_scores(1, {"rank": 1.0})
+        wait_for("checkpoints/00000001/metrics/metrics")
 
 
 def test_a_second_run_in_it_is_refused(address, monkeypatch):

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
+from types import MappingProxyType
 
 from ddpm_jax.buckets.base import Bucket
 
@@ -116,12 +117,13 @@ class Mirror:
         finally:
             partial.unlink(missing_ok=True)
 
-    def sum(self, name: str) -> tuple[int, int]:
+    def sum(self, name: str, root: Path | None = None) -> tuple[int, int]:
         """Returns (size, CRC-32) of a file here; it is read where it changed."""
-        stat = (self.folder / name).stat()
+        path = (root or self.folder) / name
+        stat = path.stat()
         stamp = stat.st_size, stat.st_mtime_ns
         if self._sums.get(name, ("",))[0] != stamp:
-            self._sums[name] = stamp, _sum(self.folder / name)
+            self._sums[name] = stamp, _sum(path)
         return self._sums[name][1]
 
     def push(
@@ -129,6 +131,7 @@ class Mirror:
         groups: Mapping[str, list[str]],
         dropped: Iterable[str] = (),
         allowed: Callable[[], None] = lambda: None,
+        roots: Mapping[str, Path] = MappingProxyType({}),
     ) -> list[str]:
         """Sends files of which the bucket has none or others, then says so there.
 
@@ -138,6 +141,8 @@ class Mirror:
             file vanishes meanwhile is left out.
           dropped: files to delete there.
           allowed: raises where another writes there now; asked before each file.
+          roots: of some groups, under which folder their files lie, if not under
+            `folder`.
 
         Returns:
           The groups of which something was sent.
@@ -149,7 +154,7 @@ class Mirror:
         changed, sums = {}, {}
         for group, names in groups.items():
             try:
-                own = {name: self.sum(name) for name in names}
+                own = {name: self.sum(name, roots.get(group)) for name in names}
             except FileNotFoundError:
                 continue
             new = [n for n in names if n not in self.files or not self._is(n, own[n])]
@@ -160,14 +165,16 @@ class Mirror:
             self._commit({**self.files, **dict.fromkeys(growing)})
         uploaded, arrived, sent = [], {}, []
 
-        def send(name):
+        def send(item):
+            group, name = item
+            root = roots.get(group, self.folder)
             allowed()
             try:
-                self._bucket.upload(self.folder / name, self._key(name))
+                self._bucket.upload(root / name, self._key(name))
                 uploaded.append(name)
-                now = self.sum(name)
+                now = self.sum(name, root)
             except FileNotFoundError:
-                if (self.folder / name).is_file():  # the bucket is not there
+                if (root / name).is_file():  # the bucket is not there
                     raise
                 return
             self._damaged.discard(name)
@@ -175,7 +182,7 @@ class Mirror:
             grows = name in self.files or now != sums[name]
             arrived[name] = None if grows else now
 
-        _for_each(send, [name for new in changed.values() for name in new])
+        _for_each(send, [(group, name) for group in changed for name in changed[group]])
         files, gone = {**self.files}, [*dropped]
         for group, new in changed.items():
             if all(name in arrived for name in new):

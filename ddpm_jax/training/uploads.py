@@ -6,6 +6,7 @@ goes on from the newest of both.
 """
 
 import contextlib
+import json
 import os
 import shutil
 import threading
@@ -27,6 +28,7 @@ _EVERY = 60.0  # seconds between sending what grows
 _SECONDS = 60.0  # for which a request is made again, while training goes on
 _PATIENCE = 300.0  # seconds for sending all in the end
 _NEEDED = ("config.json", "data.json", "metrics.jsonl")  # and checkpoints/, and code/
+_PINNED = ".sending"  # the folder of checkpoints under way
 _RUN = ".run"  # the file that says of which run a folder is
 
 
@@ -102,6 +104,7 @@ class Uploads(contextlib.AbstractContextManager):
             self.notes.append(f"another run had this name: what was here is in {aside}")
         self.folder.mkdir(parents=True, exist_ok=True)
         mark.write_text(mirror.run)
+        shutil.rmtree(self.folder / _PINNED, ignore_errors=True)  # of one that died
         groups = _groups(mirror.files)
         here = max(map(_step, self._here()), default=-1)
         newer = [group for group in groups if _step(group) > here]
@@ -123,8 +126,7 @@ class Uploads(contextlib.AbstractContextManager):
         while not self._done.wait(_POLL):
             now = time.monotonic()
             try:
-                waiting = any(not self._is_there(group) for group in self._due())
-                if waiting or now - sent > _EVERY:
+                if self._waiting() or now - sent > _EVERY:
                     self._send(last=False)
                     sent = now
                     if self._said:
@@ -150,42 +152,66 @@ class Uploads(contextlib.AbstractContextManager):
 
     def _send(self, last):
         self._lease.check()
-        groups = _groups(self._files())
-        due = self._due()
+        waiting = self._waiting()
         if last:
-            due.append(max(groups, key=_step, default=""))
-        chosen = {g: n for g, n in groups.items() if _step(g) < 0 or g in due}
-        there = {g for g in _groups(self._mirror.files) if _step(g) >= 0}
-        there |= chosen.keys() & {*self._here()}
-        latest = sorted(there, key=_step)[-self._keep :]
-        dropped = [
-            name
-            for group, names in _groups(self._mirror.files).items()
-            if group in there and group not in latest and group not in groups
-            for name in names
-        ]
-        for group in self._mirror.push(chosen, dropped, self._lease.check):
+            waiting.append(max(self._here(), key=_step, default=""))
+        else:  # the newest first: there may be more than can be sent
+            waiting = sorted(waiting, key=_step)[-1:]
+        pinned = {group: names for group in waiting if (names := self._pin(group))}
+        here = _groups(self._files())
+        others = {group: names for group, names in here.items() if _step(group) < 0}
+        there = {g: n for g, n in _groups(self._mirror.files).items() if _step(g) >= 0}
+        latest = sorted({*there, *pinned}, key=_step)[-self._keep :]
+        gone = there.keys() - {*latest} - here.keys()
+        try:
+            sent = self._mirror.push(
+                {**others, **pinned},
+                [name for group in gone for name in there[group]],
+                self._lease.check,
+                dict.fromkeys(pinned, self.folder / _PINNED),
+            )
+        finally:
+            shutil.rmtree(self.folder / _PINNED, ignore_errors=True)
+        for group in sent:
             if _step(group) >= 0:
                 self._say(f"step {_step(group)} is saved in {self._address}")
 
-    def _due(self):
-        """The checkpoints here that are to be in the bucket."""
-        return [
-            group
-            for group in self._here()
-            if _step(group) % self._every == 0
-            or self._is_there(group)
-            or (self.folder / group / "metrics" / "metrics").is_file()
-        ]
+    def _pin(self, group):
+        """Keeps a checkpoint's files by a second name, whatever becomes of the first.
+
+        Else none might ever arrive where checkpoints are soon replaced by others.
+
+        Returns:
+          Their names; none where it is being replaced, and not whole any more.
+        """
+        pinned = self.folder / _PINNED
+        try:
+            shutil.copytree(self.folder / group, pinned / group, copy_function=os.link)
+            listed = json.loads((pinned / group / "checksums.json").read_text())
+        except (OSError, shutil.Error):
+            return []
+        files = (path for path in (pinned / group).rglob("*") if path.is_file())
+        names = [path.relative_to(pinned).as_posix() for path in files]
+        is_whole = {f"{group}/{name}" for name in listed} <= {*names}
+        return names if is_whole else []
+
+    def _waiting(self):
+        """The checkpoints here that are to be in the bucket, or their scores."""
+
+        def is_waiting(group):
+            scores = f"{group}/metrics/metrics"
+            is_scored = (self.folder / scores).is_file()
+            if f"{group}/checksums.json" in self._mirror.files:
+                return is_scored and scores not in self._mirror.files
+            return is_scored or _step(group) % self._every == 0
+
+        return [group for group in self._here() if is_waiting(group)]
 
     def _here(self):
         """The complete checkpoints of this machine."""
         found = self.folder.glob("checkpoints/*/checksums.json")
         names = [path.parent.relative_to(self.folder).as_posix() for path in found]
         return [name for name in names if _step(name) >= 0]
-
-    def _is_there(self, group):
-        return f"{group}/checksums.json" in self._mirror.files
 
     def _files(self):
         """What of the folder is sent: nothing hidden, unfinished or put aside."""

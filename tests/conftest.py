@@ -39,8 +39,8 @@ command.collect_rarely()
 # Of the files that take longest, by their CPU seconds: with two workers nobody waits at
 # the end for one of them.
 SLOWEST = (
-    "multihost faults main samplers evaluate init_from load tasks build unets compiled "
-    "loop run"
+    "uploads multihost faults main samplers evaluate init_from load tasks build unets "
+    "compiled loop run"
 )
 
 

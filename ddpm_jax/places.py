@@ -21,7 +21,7 @@ from tqdm import tqdm
 from ddpm_jax import buckets
 from ddpm_jax.buckets.base import AwayError, Patient
 from ddpm_jax.buckets.lease import Lease
-from ddpm_jax.buckets.mirror import Mirror
+from ddpm_jax.buckets.mirror import Mirror, within
 
 # What is large in the folder of a run, and is brought when it is asked for.
 _LARGE = re.compile(r"checkpoints/\d+/(state|ema)|snapshots/|samples/|events\.")
@@ -102,7 +102,7 @@ def bring(path: str | os.PathLike) -> Path:
         _bring_one(bucket, name, here)
         return here
     for name in mirror.files:
-        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        within(here, name).parent.mkdir(parents=True, exist_ok=True)
     mirror.pull(name for name in mirror.files if not _LARGE.match(name))
     _drop_stale(here, mirror.files)
     return here
@@ -122,8 +122,8 @@ def fetch(path: Path) -> None:
             break
         mirror, _, _ = _open(address, listed=False)
         if mirror.run:
-            within = f"{path.relative_to(above).as_posix()}/"
-            mirror.pull(name for name in mirror.files if f"{name}/".startswith(within))
+            below = f"{path.relative_to(above).as_posix()}/"
+            mirror.pull(name for name in mirror.files if f"{name}/".startswith(below))
             return
     mirror, _, _ = _open(_address(path))
     mirror.pull(mirror.files)
@@ -167,7 +167,9 @@ def _bring_files(bucket, here, name, found, known):
     """Brings those of a listing that are not here, or are others here."""
 
     def path_of(each):
-        return here if each.name == name else here / each.name.removeprefix(f"{name}/")
+        if each.name == name:
+            return here
+        return within(here, each.name.removeprefix(f"{name}/"))
 
     new = [
         each

@@ -179,6 +179,16 @@ def test_what_is_damaged_is_never_taken(place, tmp_path, monkeypatch):
         pulled(place, tmp_path / "b")
 
 
+@pytest.mark.parametrize("name", ["../out", "in/../../out", "/out"])
+def test_no_name_leads_out_of_the_folder(place, tmp_path, name):
+    bucket, prefix = place
+    content = json.dumps({"run": "a", "files": {name: None}}).encode()
+    bucket.write(f"{prefix}/{MANIFEST}", content)
+    with pytest.raises(DamagedError, match="no name within a folder"):
+        pulled(place, tmp_path / "b")
+    assert not (tmp_path / "out").exists()
+
+
 def test_who_reads_while_a_file_grows_reads_it(place, tmp_path):
     write(tmp_path / "a", one="1")
     writer = mirrored(place, tmp_path / "a")

@@ -99,7 +99,7 @@ class Mirror:
             _for_each(lambda name: self._pull(name, _DELAYS), names)
 
     def _pull(self, name, delays):
-        path, expected = self.folder / name, self.files.get(name)
+        path, expected = within(self.folder, name), self.files.get(name)
         if expected is not None and path.is_file() and self.sum(name) == expected:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -221,6 +221,17 @@ class Mirror:
 
     def _key(self, name):
         return f"{self._prefix}/{name}" if self._prefix else name
+
+
+def within(folder: Path, name: str) -> Path:
+    """Returns the path of a name within a folder.
+
+    Raises:
+      DamagedError: if it leads out of it, as no file that was sent does.
+    """
+    if ".." in name.split("/") or name.startswith("/"):
+        raise DamagedError(f"{name} is no name within a folder")
+    return folder / name
 
 
 def _for_each(action, items):

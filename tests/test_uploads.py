@@ -33,6 +33,11 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
+# Clients differ, and are tested by themselves: most of a run is tested with one.
+ONE = pytest.mark.parametrize("store", ["gs"], indirect=True, scope="module")
+BOTH = pytest.mark.parametrize("store", ["gs", "s3"], indirect=True, scope="module")
+
+
 @pytest.fixture(autouse=True)
 def soon(monkeypatch):
     """What is saved is sent at once."""
@@ -70,6 +75,7 @@ def losses(workdir):
     return [(json.loads(line)["step"], json.loads(line)["loss"]) for line in lines]
 
 
+@BOTH
 def test_a_run_goes_on_elsewhere_bit_for_bit(address, whole, capsys):
     assert fit(small("train.num_steps=3"), address) == 0
     assert f"step 3 is saved in {address}" in capsys.readouterr().out
@@ -88,12 +94,14 @@ def test_a_run_goes_on_elsewhere_bit_for_bit(address, whole, capsys):
     assert any(name.startswith("events.") for name in there)
 
 
+@ONE
 def test_the_checkpoints_there_are_those_kept_here(address):
     assert fit(small("train.keep=1", "train.num_steps=8"), address) == 0
     steps = {name.split("/")[1] for name in objects(address) if "checkpoints" in name}
     assert steps == {"00000008"}
 
 
+@ONE
 def test_some_checkpoints_stay_here(address, whole):
     few = ("train.upload_every=4", "train.save_every=1", "train.keep=9")
     assert fit(small("train.num_steps=7", *few), address) == 0
@@ -103,6 +111,7 @@ def test_some_checkpoints_stay_here(address, whole):
     assert here == {f"{step:08}" for step in range(1, 8)}
 
 
+@ONE
 def test_checkpoints_that_are_soon_replaced_arrive(address, capsys, monkeypatch):
     client = type(open_bucket(address)[0])
     upload = client.upload
@@ -122,6 +131,7 @@ def test_checkpoints_that_are_soon_replaced_arrive(address, capsys, monkeypatch)
     assert not (place(address) / ".sending").exists()
 
 
+@ONE
 def test_scores_follow_their_checkpoint(address):
     state = TrainState(
         step=jnp.array(1),
@@ -148,6 +158,7 @@ def test_scores_follow_their_checkpoint(address):
         wait_for("checkpoints/00000001/metrics/metrics")
 
 
+@ONE
 def test_a_second_run_in_it_is_refused(address, monkeypatch):
     bucket, prefix = open_bucket(address)
     fast = lambda *args, **kwargs: Lease(*args, **{**kwargs, "seconds": 1})
@@ -159,6 +170,7 @@ def test_a_second_run_in_it_is_refused(address, monkeypatch):
         fit(small(), address)
 
 
+@ONE
 def test_a_bucket_that_is_away_stops_nothing_but_saving(
     address, faults, whole, capsys, monkeypatch
 ):
@@ -177,6 +189,7 @@ def test_a_bucket_that_is_away_stops_nothing_but_saving(
     monkeypatch.undo()
 
 
+@ONE
 def test_what_is_newer_here_is_gone_on_with(address, whole, capsys):
     assert fit(small("train.num_steps=2"), address) == 0
     folder = place(address)
@@ -189,6 +202,7 @@ def test_what_is_newer_here_is_gone_on_with(address, whole, capsys):
     assert [step for step, _ in losses(folder)] == [*range(1, 9)]
 
 
+@ONE
 def test_a_folder_of_another_run_of_this_name_is_not_gone_on_with(address, capsys):
     assert fit(small("train.num_steps=2"), address) == 0
     bucket, prefix = open_bucket(address)
@@ -201,6 +215,7 @@ def test_a_folder_of_another_run_of_this_name_is_not_gone_on_with(address, capsy
     assert (aside / "checkpoints" / "00000002").is_dir()
 
 
+@ONE
 def test_a_damaged_checkpoint_is_left_out_and_made_again(
     address, whole, capsys, monkeypatch
 ):
@@ -219,6 +234,7 @@ def test_a_damaged_checkpoint_is_left_out_and_made_again(
     assert same(final_state(place(address)), final_state(whole))
 
 
+@ONE
 def test_who_loses_the_run_stops(address, monkeypatch, capsys):
     fast = lambda *args, **kwargs: Lease(*args, **{**kwargs, "seconds": 1})
     monkeypatch.setattr(uploads, "Lease", fast)
@@ -235,6 +251,7 @@ def test_who_loses_the_run_stops(address, monkeypatch, capsys):
     assert json.loads(bucket.read(f"{prefix}/.lease.json")[0])["token"] == "other"
 
 
+@ONE
 def test_two_processes_train_in_it_as_one(address, tmp_path, whole):
     given = training(address)
     with Job(tmp_path, [given, given]) as job:
@@ -245,6 +262,7 @@ def test_two_processes_train_in_it_as_one(address, tmp_path, whole):
     )
 
 
+@BOTH
 def test_it_is_drawn_from_and_scored(address, tmp_path, capsys, monkeypatch):
     assert fit(small(), address) == 0
     lose_machine()
@@ -286,6 +304,7 @@ def test_it_is_drawn_from_and_scored(address, tmp_path, capsys, monkeypatch):
         run_main(convert, *converted)
 
 
+@ONE
 def test_a_run_that_was_copied_there_is_read(address, whole):
     bucket, prefix = open_bucket(address)
     for path in whole.rglob("*"):
@@ -296,6 +315,7 @@ def test_a_run_that_was_copied_there_is_read(address, whole):
     assert same(ddpm_jax.load(address, step=6).params, ddpm_jax.load(whole).params)
 
 
+@BOTH
 def test_a_bucket_that_is_not_there_is_named(store, faults):
     with pytest.raises(OSError, match=f"there is no .*{store[0]}://no-such-bucket"):
         fit(small(), f"{store[0]}://no-such-bucket/runs/a")

@@ -91,9 +91,9 @@ class Job:
         return [p.wait(max(0, deadline - time.monotonic())) for p in self.processes]
 
     def wait_for(self, path, timeout=200):
-        """Waits until a file is there."""
+        """Waits until a file is there, or one whose name is as a pattern says."""
         deadline = time.monotonic() + timeout
-        while not path.exists():
+        while not any(path.parent.glob(path.name)):
             assert time.monotonic() < deadline, self.said()
             assert all(p.poll() is None for p in self.processes), self.said()
             time.sleep(0.01)

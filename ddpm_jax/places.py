@@ -5,27 +5,21 @@ path like any other: it is brought there to be read, and sent from there once wr
 """
 
 import contextlib
-import fcntl
 import functools
-import json
 import os
 import re
 import shutil
 import time
 import uuid
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tqdm import tqdm
-
 from ddpm_jax import buckets
-from ddpm_jax.buckets.base import AwayError, Patient
+from ddpm_jax.buckets.base import Bucket, Patient
 from ddpm_jax.buckets.lease import Lease
 from ddpm_jax.buckets.mirror import Mirror, within
 
 # What is large in the folder of a run, and is brought when it is asked for.
 _LARGE = re.compile(r"checkpoints/\d+/(state|ema)|snapshots/|samples/|events\.")
-_THREADS = 16
 _STALE = 3600  # seconds after which a checkpoint that the bucket dropped goes here too
 
 
@@ -99,7 +93,7 @@ def bring(path: str | os.PathLike) -> Path:
         return here
     mirror, bucket, name = _open(path)
     if not mirror.files:
-        _bring_one(bucket, name, here)
+        bring_one(bucket, name, here)
         return here
     for name in mirror.files:
         within(here, name).parent.mkdir(parents=True, exist_ok=True)
@@ -129,78 +123,6 @@ def fetch(path: Path) -> None:
     mirror.pull(mirror.files)
 
 
-def bring_data(address: str | os.PathLike) -> Path:
-    """Brings a data set, a folder or a file; of other paths it does nothing.
-
-    What is here as it is there is not brought again: a list beside it says of each
-    file which one it is. Processes of one machine bring it once between them.
-
-    Raises:
-      FileNotFoundError: if nothing lies there.
-      OSError: if it cannot be read, or the disk is too small, saying what to do.
-    """
-    if not buckets.is_address(address):
-        return Path(address)
-    here, (bucket, name) = place(address, "data"), _bucket(address)
-    here.parent.mkdir(parents=True, exist_ok=True)
-    listed = here.with_name(f".{here.name}.json")
-    with here.with_name(f".{here.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        found = [
-            each
-            for each in bucket.list(name)
-            if each.name == name or each.name.startswith(f"{name}/")
-        ]
-        if not found:
-            raise FileNotFoundError(f"there is nothing at {address}")
-        known = json.loads(listed.read_text()) if listed.is_file() else {}
-        try:
-            _bring_files(bucket, here, name, found, known)
-        finally:  # what was brought before a stop stays
-            partial = listed.with_suffix(".partial")
-            partial.write_text(json.dumps(known))
-            partial.replace(listed)
-    return here
-
-
-def _bring_files(bucket, here, name, found, known):
-    """Brings those of a listing that are not here, or are others here."""
-
-    def path_of(each):
-        if each.name == name:
-            return here
-        return within(here, each.name.removeprefix(f"{name}/"))
-
-    new = [
-        each
-        for each in found
-        if not each.name.endswith("/")
-        and not (path_of(each).is_file() and known.get(each.name) == each.version)
-    ]
-    needed, free = sum(each.size for each in new), shutil.disk_usage(here.parent).free
-    if needed > free:
-        raise OSError(
-            f"the data need {needed / 1e9:.1f} GB in {here}, {free / 1e9:.1f} GB are "
-            "free: XDG_CACHE_HOME says where else"
-        )
-
-    def bring_one(each):
-        _bring_one(bucket, each.name, path_of(each))
-        if path_of(each).stat().st_size != each.size:
-            path_of(each).unlink()
-            raise AwayError(f"{each.name} was written meanwhile, or is cut off")
-        known[each.name] = each.version
-
-    with ThreadPoolExecutor(_THREADS) as pool:
-        brought = pool.map(bring_one, new)
-        for _ in tqdm(brought, "bringing data", len(new), disable=None):
-            pass
-    wanted = {path_of(each) for each in found}
-    for other in here.rglob("*") if here.is_dir() else ():
-        if other.is_file() and other not in wanted:
-            other.unlink()
-
-
 def refresh(path: Path) -> None:
     """Brings a file as it now is to the place of a bucket, if it is there.
 
@@ -209,7 +131,7 @@ def refresh(path: Path) -> None:
     """
     if (address := _address(path)) is not None:
         with contextlib.suppress(FileNotFoundError):
-            _bring_one(*_bucket(address), path)
+            bring_one(*bucket_of(address), path)
 
 
 def send(path: Path) -> None:
@@ -220,7 +142,7 @@ def send(path: Path) -> None:
     """
     address = _address(path)
     if address is not None and "/." not in address:  # what is hidden is of here
-        bucket, name = _bucket(address)
+        bucket, name = bucket_of(address)
         bucket.upload(path, name)
 
 
@@ -244,19 +166,20 @@ def lease(folder: Path) -> Lease | None:
     address = _address(folder)
     if address is None:
         return None
-    bucket, name = _bucket(address)
+    bucket, name = bucket_of(address)
     return Lease(bucket, f"{name}/.lock.json", seconds=20)
 
 
 def _open(address, listed=True):
     """The mirror of an address after a look, and its bucket and the name in it."""
-    bucket, name = _bucket(address)
+    bucket, name = bucket_of(address)
     mirror = Mirror(bucket, name, place(address))
     mirror.look(listed)
     return mirror, bucket, name
 
 
-def _bucket(address):
+def bucket_of(address: str | os.PathLike) -> tuple[Patient, str]:
+    """Returns the bucket of an address, asked with patience, and the name in it."""
     scheme, name, within = buckets.split(address)
     return Patient(_client(scheme, name), say=print), within
 
@@ -266,7 +189,8 @@ def _client(scheme, name):
     return buckets.BUCKETS[scheme](name)
 
 
-def _bring_one(bucket, name, here):
+def bring_one(bucket: Bucket, name: str, here: Path) -> None:
+    """Brings an object, whole or not at all."""
     here.parent.mkdir(parents=True, exist_ok=True)
     partial = here.with_name(f".{here.name}.{uuid.uuid4().hex[:8]}.partial")
     try:

@@ -53,9 +53,9 @@ def test_a_record_that_cannot_be_decoded_is_named():
                 raise SyntaxError("broken PNG file")
             return [{"image": np.zeros((4, 4, 1), np.uint8)} for _ in indices]
 
-    records = tfds._Records("faces train", Path(), Records(), (4, 4, 1), (), COLUMNS)
+    records = tfds._Records("faces", Path(), [], Records(), (4, 4, 1), (), COLUMNS)
     assert gather(records, np.array([1, 2]))[0].shape == (2, 4, 4, 1)
-    message = r"record 7 of faces train cannot be decoded \(broken PNG file\)"
+    message = r"record 7 of faces cannot be decoded \(broken PNG file\)"
     with pytest.raises(OSError, match=message):
         gather(records, np.array([1, 7, 2]))
 
@@ -66,7 +66,7 @@ def test_a_machine_that_fails_makes_no_record_corrupt(error):
         def __getitems__(self, indices):
             raise error
 
-    records = tfds._Records("faces train", Path(), Records(), (4, 4, 1), (), COLUMNS)
+    records = tfds._Records("faces", Path(), [], Records(), (4, 4, 1), (), COLUMNS)
     with pytest.raises(type(error)) as raised:
         gather(records, np.array([1, 7, 2]))
     assert raised.value is error

@@ -24,6 +24,7 @@ from tiny import fit
 import ddpm_jax
 from ddpm_jax import sample as sampling_main
 from ddpm_jax import train as training_main
+from ddpm_jax.buckets.base import AwayError
 from ddpm_jax.cli import command as cli
 from ddpm_jax.errors import ConfigError
 from ddpm_jax.experiment import config
@@ -251,6 +252,22 @@ def test_a_client_that_is_not_installed_is_named(here, scheme, client, monkeypat
     result = here(training_main, *given)
     wanted = f"error: {scheme}:// needs its client: pip install '.["
     assert result.returncode == 1 and result.stderr.startswith(wanted)
+
+
+@pytest.mark.parametrize("is_wrapped", [False, True])
+def test_a_bucket_that_is_away_asks_for_another_start(is_wrapped, capsys):
+    def main(args):
+        try:
+            raise AwayError("gs://b/a is away")
+        except AwayError as error:
+            if not is_wrapped:
+                raise
+            raise ConfigError(f"config.data: {error}") from error
+
+    with pytest.raises(SystemExit) as ended:
+        cli.run(main, argparse.Namespace(overrides=[]))
+    assert ended.value.code == 75
+    assert capsys.readouterr().err.endswith("gs://b/a is away\n")
 
 
 def test_bits_are_asked_for_before_devices_are_found(monkeypatch):

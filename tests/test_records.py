@@ -31,14 +31,15 @@ def noise(*shape, seed=0):
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
-def prepare(data_dir, data_name, rows, features):
-    """Writes a data set of one split in the format ArrayRecord.
+def prepare(data_dir, data_name, rows, features, test_rows=()):
+    """Writes a data set in the format ArrayRecord; of one split if none are given.
 
     Args:
         data_dir: where.
         data_name: the name of the data set.
         rows: dicts; their images as PIL images, since arrays need TensorFlow.
         features: the tfds feature of each column.
+        test_rows: those of a second split.
     """
 
     class Builder(
@@ -56,7 +57,8 @@ def prepare(data_dir, data_name, rows, features):
             )
 
         def _split_generators(self, dl_manager):
-            return {"train": enumerate(rows)}
+            splits = {"train": rows, "test": test_rows}
+            return {name: enumerate(each) for name, each in splits.items() if each}
 
         def _generate_examples(self):
             raise NotImplementedError
@@ -267,9 +269,10 @@ FILES = {
 }
 
 
-def test_a_data_set_in_a_bucket_is_brought(tmp_path, monkeypatch):
-    rows = [{"image": Image.fromarray(image)} for image in noise(6, 8, 8, 3)]
-    prepare(tmp_path / "there", "small", rows, {"image": image_feature(8, 8, 3)})
+def test_of_a_data_set_in_a_bucket_the_split_is_brought(tmp_path, monkeypatch):
+    rows = [{"image": Image.fromarray(image)} for image in noise(10, 8, 8, 3)]
+    features = {"image": image_feature(8, 8, 3)}
+    prepare(tmp_path / "there", "small", rows[:6], features, test_rows=rows[6:])
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with stores.serving("s3") as url:
         for name, value in {**stores.ACCOUNT, stores.VARIABLES["s3"]: url}.items():
@@ -281,10 +284,23 @@ def test_a_data_set_in_a_bucket_is_brought(tmp_path, monkeypatch):
             if path.is_file():
                 within = path.relative_to(tmp_path / "there").as_posix()
                 bucket.upload(path, f"{prefix}/{within}")
-        there = records.tfds("small", data_dir=tmp_path / "there")
-        here = records.tfds("small", data_dir=address)
-        assert here.fingerprint() == there.fingerprint() and len(here) == 6
-        np.testing.assert_array_equal(here[3][0], there[3][0])
+        origins = set()
+        for split, length, shards in (
+            ("train", 6, ["train"]),
+            ("test[:50%]", 2, ["test", "train"]),
+            ("train", 6, ["test", "train"]),
+        ):
+            there = records.tfds("small", split, data_dir=tmp_path / "there")
+            here = records.tfds("small", split, data_dir=address)
+            assert here.fingerprint() == there.fingerprint() and len(here) == length
+            np.testing.assert_array_equal(here[1][0], there[1][0])
+            found = (tmp_path / "cache").rglob("*.array_record-*")
+            names = [path.name.split(".")[0] for path in sorted(found)]
+            assert names == [f"small-{shard}" for shard in shards]
+            origins.add((split, here.origin()))
+        assert len(origins) == 2, "what is kept of one split serves after another came"
+        with pytest.raises(ValueError, match="no images in split 'other'"):
+            records.tfds("small", "other", data_dir=address)
         with pytest.raises(FileNotFoundError, match="there is nothing at"):
             records.tfds("other", data_dir=address)
     places._client.cache_clear()

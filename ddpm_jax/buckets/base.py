@@ -7,7 +7,7 @@ where that may help.
 import contextlib
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -43,6 +43,9 @@ class Bucket(Protocol):
 
     def list(self, prefix: str) -> Iterator[Object]:
         """Yields all objects whose names begin so, in the order of their names."""
+
+    def level(self, prefix: str) -> tuple[Sequence[Object], Sequence[str]]:
+        """Returns the objects of a folder, "" or ending in "/", and its folders."""
 
     def read(self, name: str) -> tuple[bytes, str]:
         """Returns an object's content and version."""
@@ -95,8 +98,31 @@ class Patient:
     def list(self, prefix):
         return self._ask(lambda: [*self._bucket.list(prefix)])
 
+    def level(self, prefix):
+        return self._ask(lambda: self._bucket.level(prefix))
+
     def read(self, name):
         return self._ask(lambda: self._bucket.read(name))
+
+    def get(self, wanted: Object) -> bytes:
+        """Returns the content of an object of a listing.
+
+        Raises:
+          ChangedError: if it is another by now.
+          OSError: as `Bucket.read` does.
+        """
+
+        def get():
+            content, version = self._bucket.read(wanted.name)
+            if version != wanted.version:
+                raise ChangedError(
+                    f"{wanted.name} was written anew since it was listed"
+                )
+            if len(content) != wanted.size:
+                raise AwayError(f"{wanted.name} came cut off")
+            return content
+
+        return self._ask(get)
 
     def download(self, name, path):
         return self._ask(lambda: self._bucket.download(name, path))

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ddpm_jax.buckets.base import AwayError, ChangedError, Object
@@ -49,12 +49,23 @@ class Gcs:
         self._bucket = client.bucket(name)
 
     def list(self, prefix: str) -> Iterator[Object]:
-        wanted = "items(name,size,generation),nextPageToken"
         with self._translated(prefix, of_bucket=True):
-            for blob in self._client.list_blobs(
-                self._name, prefix=prefix, fields=wanted, timeout=TIMEOUT, retry=None
-            ):
-                yield Object(blob.name, blob.size, str(blob.generation))
+            yield from map(_object, self._pages(prefix))
+
+    def level(self, prefix: str) -> tuple[Sequence[Object], Sequence[str]]:
+        with self._translated(prefix, of_bucket=True):
+            pages = self._pages(prefix, delimiter="/")
+            return [*map(_object, pages)], sorted(pages.prefixes)
+
+    def _pages(self, prefix, **options):
+        return self._client.list_blobs(
+            self._name,
+            prefix=prefix,
+            fields="items(name,size,generation),prefixes,nextPageToken",
+            timeout=TIMEOUT,
+            retry=None,
+            **options,
+        )
 
     def read(self, name: str) -> tuple[bytes, str]:
         blob = self._bucket.blob(name)
@@ -132,6 +143,10 @@ class Gcs:
             if error.code in (408, 429):
                 raise AwayError(f"{what} is away ({_first_line(error)})") from error
             raise OSError(f"{what}: {_first_line(error)}") from error
+
+
+def _object(blob) -> Object:
+    return Object(blob.name, blob.size, str(blob.generation))
 
 
 def _first_line(error: Exception) -> str:

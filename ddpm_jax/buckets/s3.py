@@ -1,7 +1,7 @@
 """Buckets of S3, and of what speaks as it does, by Amazon's client."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ddpm_jax.buckets.base import AwayError, ChangedError, Object
@@ -53,10 +53,20 @@ class S3:
 
     def list(self, prefix: str) -> Iterator[Object]:
         with self._translated(prefix):
-            pages = self._client.get_paginator("list_objects_v2")
-            for page in pages.paginate(Bucket=self._name, Prefix=prefix):
-                for found in page.get("Contents", ()):
-                    yield Object(found["Key"], found["Size"], found["ETag"])
+            for page in self._pages(Prefix=prefix):
+                yield from _objects(page)
+
+    def level(self, prefix: str) -> tuple[Sequence[Object], Sequence[str]]:
+        objects, folders = [], []
+        with self._translated(prefix):
+            for page in self._pages(Prefix=prefix, Delimiter="/"):
+                objects += _objects(page)
+                folders += [found["Prefix"] for found in page.get("CommonPrefixes", ())]
+        return objects, folders
+
+    def _pages(self, **options):
+        pages = self._client.get_paginator("list_objects_v2")
+        return pages.paginate(Bucket=self._name, **options)
 
     def read(self, name: str) -> tuple[bytes, str]:
         with self._translated(name):
@@ -133,6 +143,13 @@ class S3:
         if code in _BUSY or status == 429 or status >= 500:
             return AwayError(f"{what} is away ({_first_line(error)})")
         return OSError(f"{what}: {_first_line(error)}")
+
+
+def _objects(page) -> list[Object]:
+    return [
+        Object(found["Key"], found["Size"], found["ETag"])
+        for found in page.get("Contents", ())
+    ]
 
 
 def _first_line(error: Exception) -> str:

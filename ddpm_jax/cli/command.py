@@ -1,8 +1,8 @@
 """What the mains share: processes, cached programs, and errors that people can read.
 
 Exit codes, for what starts them: 0 done; 1 a mistake, said in one line; 2 wrong usage;
-75 a process or a device was lost, so start again; 130 and 143 stopped by Ctrl-C and by
-SIGTERM, with all that was done saved.
+75 a process, device or bucket was lost, so start again; 130 and 143 stopped by Ctrl-C
+and by SIGTERM, with all that was done saved.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from typing import NoReturn
 import jax
 
 from ddpm_jax import buckets, places
+from ddpm_jax.buckets.base import AwayError
 from ddpm_jax.compiled.topologies import LIBTPU_FLAGS
 from ddpm_jax.distributed import multihost
 from ddpm_jax.errors import ConfigError, one_line
@@ -127,7 +128,7 @@ def run(
     except KeyboardInterrupt:
         code = _failed("interrupted", 130)
     except (ConfigError, OSError, DivergedError, multihost.RemoteError) as error:
-        code = _failed(f"error: {one_line(error)}", 1)
+        code = _failed(f"error: {one_line(error)}", _code_of(error))
     except jax.errors.JaxRuntimeError as error:
         code = _failed(*_of_device(error))
     except Exception:  # a defect: no process must wait for this one
@@ -135,6 +136,12 @@ def run(
             raise
         code = _failed(traceback.format_exc(), 1)
     sys.exit(code)
+
+
+def _code_of(error: Exception) -> int:
+    """Returns the code to exit with; a bucket that is away may be there later."""
+    is_away = isinstance(error, AwayError) or isinstance(error.__cause__, AwayError)
+    return multihost.EXIT_RETRY if is_away else 1
 
 
 def collect_rarely() -> None:

@@ -2,13 +2,15 @@
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
+from ddpm_jax import buckets
 from ddpm_jax.data.base import ArraySource, Source
 from ddpm_jax.data.images import resize_and_crop
+from ddpm_jax.data.remote import Remote
 from ddpm_jax.files import read_arrays
-from ddpm_jax.places import bring_data
 
 
 def digits(split: str = "train") -> Source:
@@ -43,9 +45,10 @@ def arrays(
     """Opens an .npz file of images, held in memory.
 
     Args:
-        path: the file: `images` uint8 [N, H, W, C] or [N, H, W], with 1 or 3 channels,
-            and `labels`, where there are classes: int [N] or [N, 1], from 0, or one-hot
-            [N, classes]; or `arr_0` and `arr_1`, as guided-diffusion calls them.
+        path: the file, or its address in a bucket. It holds `images` uint8
+            [N, H, W, C] or [N, H, W], with 1 or 3 channels, and `labels`, where there
+            are classes: int [N] or [N, 1], from 0, or one-hot [N, classes]; or `arr_0`
+            and `arr_1`, as guided-diffusion calls them.
         image_size: side of a square or (height, width) to resize and centre-crop
             to; the stored size by default.
 
@@ -53,7 +56,10 @@ def arrays(
         FileNotFoundError: if there is no such file.
         ValueError: if it does not hold what it should.
     """
-    path = bring_data(path).expanduser()
+    if buckets.is_address(path):
+        remote = Remote(path)
+        path = remote.bring(remote.files)
+    path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}: give the path of an .npz")
     if path.suffix == ".npy":

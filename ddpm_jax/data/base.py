@@ -21,7 +21,8 @@ class Source(Protocol):
 
     A source that reads many images faster than one by one also has a method
     `gather(indices)`; see the function of that name. One that decodes files also has a
-    method `origin()`, for what is kept of it between starts.
+    method `origin()`, for what is kept of it between starts; and `is_remote` is True of
+    one that reads them over a network.
 
     Attributes:
         image_shape: (H, W, C) of every image.

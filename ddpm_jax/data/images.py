@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -59,7 +59,7 @@ def to_uint8(images):
 
 
 def read(
-    path: str | os.PathLike,
+    file: str | os.PathLike | BinaryIO,
     channels: int,
     background: str = "white",
     at_least: tuple[int, int] | None = None,
@@ -67,7 +67,7 @@ def read(
     """Reads a picture of any format that Pillow knows, an animation's first frame.
 
     Args:
-        path: the file; it is turned as its EXIF orientation says.
+        file: its path, or the file itself; it is turned as its EXIF orientation says.
         channels: 3 for RGB or 1 for grey.
         background: the colour of what is transparent.
         at_least: (height, width) that suffice. A JPEG is then decoded at 1/2, 1/4 or
@@ -83,7 +83,7 @@ def read(
             larger than Pillow deems safe.
     """
     try:
-        with Image.open(path) as picture:
+        with Image.open(file) as picture:
             if picture.mode.startswith(("I", "F")):
                 raise ValueError("it has more than 8 bits a channel: convert it")
             if at_least:

@@ -68,6 +68,8 @@ def keep(
 ) -> Source:
     """Keeps decoded images: in memory where all fit, else in a file on a disk.
 
+    Those of a bucket are kept in a file also where they would fit, for the next start.
+
     Args:
         source: any source; what is in memory already is returned as it is.
         max_memory_gb: the most that the pixels may take in memory, in 1e9 bytes, of
@@ -87,24 +89,33 @@ def keep(
     if isinstance(source, ArraySource):
         return source
     num_bytes = len(source) * int(np.prod(source.image_shape))
-    if num_bytes <= max_memory_gb * 1e9:
-        return Kept(source, _Memory(len(source), source.image_shape))
-    if cache is False or not hasattr(source, "origin"):
+    fits = num_bytes <= max_memory_gb * 1e9
+    if fits and not getattr(source, "is_remote", False):
+        return _in_memory(source)
+    reasons = []
+    if cache is not False and hasattr(source, "origin"):
+        origin = source.origin()
+        for place, share in _places(origin, cache):
+            try:
+                path = _prepare(source, origin, place, share, say)
+                return Kept(source, _File(path, say))
+            except OSError as error:
+                if cache is not True:
+                    raise
+                reasons.append(str(error))
+    if fits:
+        return _in_memory(source)
+    if not reasons:
         return source
-    origin, reasons = source.origin(), []
-    for place, share in _places(origin, cache):
-        try:
-            path = _prepare(source, origin, place, share, say)
-            return Kept(source, _File(path, say))
-        except OSError as error:
-            if cache is not True:
-                raise
-            reasons.append(str(error))
     say(
         f"images are decoded for each batch: {'; '.join(reasons)}; data.cache says "
         "where else, or data.max_memory_gb how much memory they may take"
     )
     return source
+
+
+def _in_memory(source: Source) -> Kept:
+    return Kept(source, _Memory(len(source), source.image_shape))
 
 
 class _Memory:

@@ -3,7 +3,9 @@
 import os
 import re
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 # What Pillow reads wherever it is installed, by the ends of names.
@@ -40,10 +42,9 @@ def scan(root: Path) -> Listing:
 
     Raises:
         FileNotFoundError: if there is no image.
-        ValueError: if the classes are unclear: images both in the folder itself and in
-            sub-folders, or a sub-folder beside others that has none.
+        ValueError: if the classes are unclear, see `arrange`.
     """
-    names, passed_over, seen = [], Counter(), {_place(os.stat(root))}
+    files, others, seen = [], Counter(), {_place(os.stat(root))}
 
     def walk(folder, within):
         links = []
@@ -55,16 +56,16 @@ def scan(root: Path) -> Listing:
                     # Links last, the nearest first: those of classes before those
                     # within them, and both after what may lie beside them.
                     links.append(entry) if entry.is_symlink() else enter(entry, within)
-                elif _suffix(entry.name) in EXTENSIONS and entry.is_file():
-                    names.append(within + entry.name)
+                elif entry.is_file():
+                    files.append(within + entry.name)
                 else:
-                    passed_over[_suffix(entry.name) or "no ending"] += 1
+                    others[_ending(entry.name)] += 1
         later.extend((link, within) for link in links)
 
     def enter(entry, within):
         place = _place(entry.stat())
         if place in seen:
-            passed_over["linked again"] += 1
+            others["linked again"] += 1
             return
         seen.add(place)
         walk(entry.path, f"{within}{entry.name}/")
@@ -75,12 +76,45 @@ def scan(root: Path) -> Listing:
         nearest = min(later, key=lambda link: link[1].count("/"))
         later.remove(nearest)
         enter(*nearest)
+    with os.scandir(root) as entries:
+        folders = [entry.name for entry in entries if entry.is_dir()]
+    return arrange(root, files, folders, others)
+
+
+def arrange(
+    root: str | os.PathLike,
+    files: Iterable[str],
+    folders: Iterable[str],
+    others: Mapping[str, int] = MappingProxyType({}),
+) -> Listing:
+    """Tells the images among the files of a folder, and their classes.
+
+    Args:
+        root: the folder, as messages name it.
+        files: their names, relative to it; those that are hidden, or in a folder that
+            is, are passed over without a word.
+        folders: the names of those at its first level.
+        others: how many more there are that are no files, by kind.
+
+    Raises:
+        FileNotFoundError: if there is no image.
+        ValueError: if the classes are unclear: images both in the folder itself and in
+            sub-folders, or a sub-folder beside others that has none.
+    """
+    names, passed_over = [], Counter(others)
+    for name in files:
+        if name.startswith(".") or "/." in name:
+            continue
+        if _suffix(name) in EXTENSIONS:
+            names.append(name)
+        else:
+            passed_over[_ending(name)] += 1
     if not names:
         raise FileNotFoundError(
             f"there is no image in {root}: looked for {', '.join(sorted(EXTENSIONS))}"
             + (f"; found {in_words(passed_over)}" if passed_over else "")
         )
-    return Listing(*_classes(root, names), passed_over)
+    return Listing(*_classes(root, names, folders), passed_over)
 
 
 def in_words(passed_over: Counter[str]) -> str:
@@ -88,7 +122,7 @@ def in_words(passed_over: Counter[str]) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in passed_over.most_common(6))
 
 
-def _classes(root, names):
+def _classes(root, names, folders):
     """The names in order, and the classes."""
     inside = {name.partition("/")[0] for name in names if "/" in name}
     if not inside:
@@ -100,9 +134,8 @@ def _classes(root, names):
             f"({min(inside, key=natural)}), so its classes are unclear: keep one of "
             "the two"
         )
-    with os.scandir(root) as entries:
-        there = [e.name for e in entries if e.is_dir() and not e.name.startswith(".")]
-    if empty := sorted({*there} - inside, key=natural):
+    there = {folder for folder in folders if not folder.startswith(".")}
+    if empty := sorted(there - inside, key=natural):
         raise ValueError(
             f"the class {empty[0]!r} of {root} has no image that can be read: put some "
             "in, or take the folder away (the classes behind it move up then)"
@@ -118,6 +151,10 @@ def _classes(root, names):
 
 def _suffix(name: str) -> str:
     return os.path.splitext(name)[1].lower()
+
+
+def _ending(name: str) -> str:
+    return _suffix(name) or "no ending"
 
 
 def _place(stat: os.stat_result) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """Which files of a folder were read and found whole, remembered between starts.
 
-A file counts as known while its size and the time of its last change stay; a start then
-asks the file system for these, and reads only what is new.
+A file counts as known while its stamp stays, its size and the time of its last change;
+a start then asks the file system for these, and reads only what is new.
 """
 
 import hashlib
@@ -17,14 +17,16 @@ from ddpm_jax import places
 from ddpm_jax.data.base import in_parallel
 from ddpm_jax.files import atomic_write, file_lock
 
-Stamp = tuple[int, int]  # see `files.stamp_of`
+# A file's size in bytes, and what changes with it: the nanoseconds of its last change,
+# or its version in a bucket.
+Stamp = tuple[int, int | str]
 
 
 def check(
-    root: Path,
+    root: str | os.PathLike,
     names: Sequence[str],
     stamps: Sequence[Stamp],
-    fault_of: Callable[[Path], str | None],
+    fault_of: Callable[[str], str | None],
 ) -> list[str | None]:
     """Says what is wrong with each file of a folder, None where nothing is.
 
@@ -32,17 +34,17 @@ def check(
     `ddpm_jax.places.cache_dir()`, also when the check is interrupted.
 
     Args:
-        root: the folder.
+        root: the folder, or its address.
         names: its files, relative to it.
         stamps: theirs.
-        fault_of: reads a file, and says what is wrong with it; it raises OSError where
-            it cannot tell, which is raised here and not remembered.
+        fault_of: reads the file of a name, and says what is wrong with it; it raises
+            OSError where it cannot tell, which is raised here and not remembered.
     """
     found, failed = {}, []
 
     def read(index):
         try:
-            fault = fault_of(root / names[index])
+            fault = fault_of(names[index])
         except OSError as error:
             failed.append(error)
             raise
@@ -55,7 +57,7 @@ def check(
             if found.get(name, ())[:2] != stamp
         ]
 
-    name = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
+    name = hashlib.sha256(os.fsencode(root)).hexdigest()[:16]
     place = places.cache_dir() / "folders" / name
     path = place / "manifest.json"
     try:
@@ -87,13 +89,15 @@ def _read(path: Path) -> dict[str, tuple]:
         stored = json.loads(path.read_bytes())
         if stored["pillow"] == PIL.__version__:
             files = stored["files"].items()
-            return {name: (int(a), int(b), fault) for name, (a, b, fault) in files}
+            return {
+                name: (size, change, fault) for name, (size, change, fault) in files
+            }
     except (FileNotFoundError, ValueError, TypeError, LookupError, AttributeError):
         pass
     return {}
 
 
-def _write(path: Path, root: Path, found: dict[str, tuple]) -> None:
+def _write(path: Path, root, found: dict[str, tuple]) -> None:
     stored = {"folder": str(root), "pillow": PIL.__version__, "files": found}
     with atomic_write(path) as partial:
         partial.write_text(json.dumps(stored))

@@ -1,33 +1,31 @@
-"""Image data sets of tensorflow-datasets, read (and CIFAR prepared) without TensorFlow.
+"""Image data sets of tensorflow-datasets, read without TensorFlow.
 
 Reading needs the ArrayRecord format, which has random access. The stock builders write
-TFRecord by default and mostly need TensorFlow; for CIFAR the download is plain bytes,
-so here it is decoded with NumPy and written through the stock builder's other half,
-which makes the very data set that TensorFlow would.
+TFRecord by default and mostly need TensorFlow, but for CIFAR (see `cifar`).
 """
 
 import dataclasses
 import difflib
 import logging
 import os
-import sys
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL
-from PIL import Image
 
 from ddpm_jax import buckets
 from ddpm_jax.data.base import Origin, Source, digest
+from ddpm_jax.data.cifar import prepare_cifar
 from ddpm_jax.data.images import height_width, resize_and_crop
+from ddpm_jax.data.remote import Remote
 from ddpm_jax.errors import reason
 from ddpm_jax.files import file_lock, of_machine, stamp_of
-from ddpm_jax.places import bring_data
 
-# Only a quick look whether the server answers: the download has its own patience.
-_SECONDS_TO_ANSWER = 5
+# The files that hold the records themselves; others describe them.
+_RECORDS = re.compile(r"\.(array|tf)_?record")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,6 +34,7 @@ class _Records:
 
     name: str
     place: Path
+    files: Sequence[tuple]  # name, size, and what changes with its content
     records: Any  # tfds' random-access source of dicts
     image_shape: tuple[int, int, int]
     class_names: Sequence[str]
@@ -49,16 +48,14 @@ class _Records:
         return len(self.records)
 
     def fingerprint(self) -> str:
-        paths = sorted(path for path in self.place.iterdir() if path.is_file())
-        files = [(path.name, path.stat().st_size) for path in paths]
-        return digest(len(self), self.columns, *files)
+        sizes = [(name, size) for name, size, _ in self.files]
+        return digest(len(self), self.columns, *sizes)
 
     def origin(self) -> Origin:
         columns = "" if self.columns == ("image", "label") else f" {self.columns}"
         name = f"{self.name}{columns} {'x'.join(map(str, self.image_shape))}"
-        paths = sorted(path for path in self.place.iterdir() if path.is_file())
-        files = [(path.name, *stamp_of(path)) for path in paths]
-        return Origin(self.place.resolve(), name, digest(PIL.__version__, files))
+        content = digest(PIL.__version__, [*self.files])
+        return Origin(self.place.resolve(), name, content)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         images, labels = self.gather(np.array([index]))
@@ -104,7 +101,8 @@ def tfds(
     Args:
         dataset: its name, as in `"cifar10"`, `"cifar10:3.0.2"` or `"name/config"`.
         split: a split or a part of one, as in `"train"` or `"train[:10%]"`.
-        data_dir: where data sets are kept, a folder or the address of one in a bucket;
+        data_dir: where data sets are kept, a folder or the address of one in a bucket,
+            from where the split is brought to this machine, as ArrayRecord reads files;
             by default tfds' own place, `~/tensorflow_datasets`.
         image_size: side of a square or (height, width) to resize and centre-crop
             to; needed where the images differ in size.
@@ -120,9 +118,12 @@ def tfds(
         FileNotFoundError: if the data set is not prepared as ArrayRecord.
         ValueError: if the name, split or image size is wrong, or it has no images.
     """
+    remote = None
     if data_dir is not None and buckets.is_address(data_dir):
         name = dataset.partition(":")[0]
-        data_dir = bring_data(f"{data_dir}/{name}").parents[name.count("/")]
+        remote = Remote(f"{data_dir}/{name}")
+        described = [file for file in remote.files if not _RECORDS.search(file)]
+        data_dir = remote.bring(described).parents[name.count("/")]
     builder = _builder(dataset, data_dir)
     if not _is_prepared(builder):
         is_cifar = builder.name in ("cifar10", "cifar100")
@@ -137,8 +138,8 @@ def tfds(
         with file_lock(folder):  # another process may be at it
             builder = _builder(dataset, data_dir)
             if not _is_prepared(builder):
-                builder = _prepare_cifar(builder)
-    records = _open_split(builder, dataset, split)
+                builder = prepare_cifar(builder)
+    records = _open_split(builder, dataset, split, remote)
 
     from tensorflow_datasets import features
 
@@ -179,11 +180,25 @@ def tfds(
     return _Records(
         name=f"{dataset} {split}",
         place=Path(builder.data_path),
+        files=_files(Path(builder.data_path), remote),
         records=records,
         image_shape=(*size, 3 if channels == 4 else channels),
         class_names=names,
         columns=(image_key, label_key),
     )
+
+
+def _files(place: Path, remote: Remote | None) -> list[tuple]:
+    """The files of a data set, also of its other splits: name, size, and change."""
+    if remote is None:
+        paths = sorted(path for path in place.iterdir() if path.is_file())
+        return [(path.name, *stamp_of(path)) for path in paths]
+    paths = {name: remote.place / name for name in sorted(remote.files)}
+    return [
+        (path.name, *remote.stamp_of(name))
+        for name, path in paths.items()
+        if path.parent == place
+    ]
 
 
 def _opaque(image):
@@ -225,9 +240,13 @@ def _builder(name: str, data_dir: str | os.PathLike | None):
         ) from error
 
 
-def _open_split(builder, name: str, split: str):
+def _open_split(builder, name: str, split: str, remote: Remote | None):
     """Opens the records of a split, refusing what cannot be read or is empty."""
     try:
+        if remote is not None:
+            below = Path(builder.data_path).relative_to(remote.place)
+            shards = builder.info.splits[split].filenames
+            remote.bring((below / shard).as_posix() for shard in shards)
         records = builder.as_data_source(split)
         is_empty = not len(records)
     except NotImplementedError:  # not a format of random access
@@ -252,63 +271,3 @@ def _how_to_prepare(name: str, builder) -> str:
         f"tfds.builder('{name}', data_dir='{builder.data_dir_root}', "
         "file_format='array_record').download_and_prepare()\""
     )
-
-
-def _prepare_cifar(stock):
-    """Downloads CIFAR and prepares it as the stock builder would, without TensorFlow.
-
-    tfds checks the archive by the hash it knows for the URL, and moves the finished
-    data set into place at once.
-
-    Args:
-        stock: the builder of cifar10 or cifar100 of tfds.
-
-    Returns:
-        The builder of the prepared data set.
-    """
-    import requests
-    import tensorflow_datasets
-    from tensorflow_datasets.core.download import download_manager, util
-
-    class Cifar(type(stock), skip_registration=True):
-        """The stock builder, but for its decoding of the binary files."""
-
-        name = stock.name
-
-        def _generate_examples(self, split_prefix, filepaths):
-            keys = self._cifar_info.label_keys
-            files = [np.fromfile(path, np.uint8) for path in filepaths]
-            # A row is the labels, one byte each, then the planes R, G, B of 32x32.
-            rows = np.concatenate(files).reshape(-1, len(keys) + 3 * 32 * 32)
-            for index, row in enumerate(rows):
-                pixels = row[len(keys) :].reshape(3, 32, 32).transpose(1, 2, 0)
-                yield (
-                    index,
-                    {
-                        **dict(zip(keys, row.tolist(), strict=False)),
-                        "id": f"{split_prefix}{index:05d}",
-                        # PIL images are encoded by PIL, arrays by TensorFlow.
-                        "image": Image.fromarray(pixels),
-                    },
-                )
-
-    builder = Cifar(data_dir=stock.data_dir_root, file_format="array_record")
-    if not sys.stderr.isatty():
-        tensorflow_datasets.disable_progress_bar()
-    # Else tfds asks the network whether Google's bucket has a copy.
-    config = tensorflow_datasets.download.DownloadConfig(try_download_gcs=False)
-    url = builder._cifar_info.url
-    try:
-        requests.head(url, timeout=_SECONDS_TO_ANSWER).raise_for_status()
-        builder.download_and_prepare(download_config=config)
-    except (
-        requests.RequestException,
-        util.DownloadError,
-        download_manager.NonMatchingChecksumError,
-    ) as error:
-        raise ConnectionError(
-            f"{stock.name} is not in {stock.data_dir_root} and cannot be fetched from "
-            f"{url}: give data_dir= of a prepared copy, or use another source such as "
-            "digits"
-        ) from error
-    return builder

@@ -6,7 +6,7 @@ import pytest
 import stores
 
 from ddpm_jax import buckets
-from ddpm_jax.buckets.base import AwayError, ChangedError, Patient
+from ddpm_jax.buckets.base import AwayError, ChangedError, Object, Patient
 
 # The clients leave their connections to the garbage collector.
 pytestmark = pytest.mark.filterwarnings(
@@ -102,6 +102,21 @@ def test_patience_ends(bucket, store):
     faults.away = True
     with pytest.raises(AwayError):
         Patient(bucket, 0.5).read("a")
+
+
+def test_a_listed_object_comes_whole_and_is_the_one_that_was_listed():
+    class Short:
+        """Answers half at first, as where nothing tells of the length."""
+
+        answers = [(b"12", "1"), (b"1234", "1"), (b"abcd", "2")]
+
+        def read(self, name):
+            return self.answers.pop(0)
+
+    patient, wanted = Patient(Short(), 60), Object("a", 4, "1")
+    assert patient.get(wanted) == b"1234"
+    with pytest.raises(ChangedError, match="a was written anew since it was listed"):
+        patient.get(wanted)
 
 
 REFUSED = {

@@ -22,6 +22,7 @@ from ddpm_jax.buckets import open_bucket
 from ddpm_jax.buckets.lease import HeldError, Lease
 from ddpm_jax.buckets.mirror import Mirror
 from ddpm_jax.cli import command
+from ddpm_jax.errors import ConfigError
 from ddpm_jax.experiment import run
 from ddpm_jax.training import uploads
 from ddpm_jax.training.checkpoints import Checkpoints
@@ -200,6 +201,29 @@ def test_what_is_newer_here_is_gone_on_with(address, whole, capsys):
     assert f"going on from step 6 in {address}" in capsys.readouterr().out
     assert "checkpoints/00000006/checksums.json" in objects(address)
     assert [step for step, _ in losses(folder)] == [*range(1, 9)]
+
+
+@ONE
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_who_deletes_data_json_goes_on_with_other_data(address, is_lost, tmp_path):
+    path = tmp_path / "a.npz"
+
+    def train(num_images, num_steps):
+        images = np.zeros((num_images, 8, 8, 1), np.uint8)
+        np.savez(path, images=images, labels=np.arange(num_images) % 10)
+        data = f"data={{'name': 'arrays', 'path': '{path}', 'batch_size': 8}}"
+        return fit(small(data, f"train.num_steps={num_steps}"), address)
+
+    assert train(16, num_steps=2) == 0
+    with pytest.raises(ConfigError, match="go on with these by deleting"):
+        train(17, num_steps=4)
+    bucket, prefix = open_bucket(address)
+    bucket.delete(f"{prefix}/data.json")
+    if is_lost:
+        lose_machine()
+    assert train(17, num_steps=4) == 0
+    lose_machine()
+    assert train(17, num_steps=6) == 0
 
 
 @ONE

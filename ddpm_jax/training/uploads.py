@@ -28,6 +28,7 @@ _EVERY = 60.0  # seconds between sending what grows
 _SECONDS = 60.0  # for which a request is made again, while training goes on
 _PATIENCE = 300.0  # seconds for sending all in the end
 _NEEDED = ("config.json", "data.json", "metrics.jsonl")  # and checkpoints/, and code/
+_DATA = "data.json"  # which is deleted to go on with other data
 _PINNED = ".sending"  # the folder of checkpoints under way
 _RUN = ".run"  # the file that says of which run a folder is
 
@@ -62,7 +63,8 @@ class Uploads(contextlib.AbstractContextManager):
         self.folder, self.notes = place(address, "runs"), []
         self._address, self._keep, self._every = str(address), keep, every
         self._say, self._stop = say, stop
-        lease = f"{name}/.lease.json" if name else ".lease.json"
+        self._prefix = f"{name}/" if name else ""
+        lease = f"{self._prefix}.lease.json"
         self._lease = Lease(Patient(bucket, 10), lease, say=say)
         self._bucket = Patient(bucket, say=say)
         self._mirror = Mirror(self._bucket, name, self.folder)
@@ -105,6 +107,7 @@ class Uploads(contextlib.AbstractContextManager):
         self.folder.mkdir(parents=True, exist_ok=True)
         mark.write_text(mirror.run)
         shutil.rmtree(self.folder / _PINNED, ignore_errors=True)  # of one that died
+        self._heed_deletion()
         groups = _groups(mirror.files)
         here = max(map(_step, self._here()), default=-1)
         newer = [group for group in groups if _step(group) > here]
@@ -120,6 +123,14 @@ class Uploads(contextlib.AbstractContextManager):
             except (DamagedError, FileNotFoundError) as error:
                 shutil.rmtree(self.folder / group, ignore_errors=True)
                 self.notes.append(f"{group} in the bucket is left out ({error})")
+
+    def _heed_deletion(self):
+        """Lets go of what says of the data, where people deleted it in the bucket."""
+        wanted = self._prefix + _DATA
+        there = (found.name for found in self._bucket.list(wanted))
+        if _DATA in self._mirror.files and wanted not in there:
+            self._mirror.push({}, [_DATA])
+            (self.folder / _DATA).unlink(missing_ok=True)
 
     def _work(self):
         sent = -_EVERY

@@ -4,7 +4,8 @@
   python -m ddpm_jax.convert --workdir runs/cifar --out my_model --format diffusers
   python -m ddpm_jax.convert --workdir runs/cifar_edm --out mine.safetensors
 
-The formats are `run`, a folder for --workdir of the other commands; `diffusers`, which
+The formats are `run`, a folder for --workdir of the other commands; `ddpm_jax`, a file
+of tensors by our names, with the config, for --pretrained; `diffusers`, which
 UNet2DModel, DDPMPipeline and DDIMPipeline of the diffusers library load; and `edm`,
 `jit` and `uvit`, a file of tensors as the code of such networks names them.
 """
@@ -17,16 +18,17 @@ import jax
 from ddpm_jax.cli import arguments, command
 from ddpm_jax.errors import ConfigError
 from ddpm_jax.experiment import run
-from ddpm_jax.interop import diffusers, edm, jit, uvit
+from ddpm_jax.interop import diffusers, edm, jit, own, uvit
 from ddpm_jax.places import readable, send_folder
 
-FILES = {"edm": edm, "jit": jit, "uvit": uvit}  # formats of one file of tensors
+THEIRS = {"edm": edm, "jit": jit, "uvit": uvit}
+FILES = {"ddpm_jax": own, **THEIRS}  # formats of one file of tensors
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Adds the arguments of this main."""
     arguments.add_model(parser)
-    path = "a new folder; of edm, jit and uvit a file"
+    path = "a new folder; of ddpm_jax, edm, jit and uvit a .safetensors file"
     parser.add_argument("--out", required=True, metavar="PATH", help=path)
     parser.add_argument(
         "--format",
@@ -46,11 +48,12 @@ def main(args: argparse.Namespace) -> None:
         raise ConfigError(f"--out {out}: it is there already; give a new one")
     trained = arguments.trained(args)
     model = trained.model()
-    of_network = (name for name in FILES if FILES[name].is_theirs(model.config))
-    theirs = next(of_network, "diffusers")
-    to_run = args.pretrained and out.suffix != ".safetensors"
+    is_file = out.suffix == ".safetensors"
+    of_network = (name for name in THEIRS if THEIRS[name].is_theirs(model.config))
+    theirs = next(of_network, "ddpm_jax" if is_file else "diffusers")
+    to_run = args.pretrained and not is_file
     kind = args.format or ("run" if to_run else theirs)
-    if (out.suffix == ".safetensors") != (kind in FILES):
+    if is_file != (kind in FILES):
         raise ConfigError(
             f"--out {out}: of format {kind}, give a new "
             + ("file whose name ends in .safetensors" if kind in FILES else "folder")
@@ -59,7 +62,7 @@ def main(args: argparse.Namespace) -> None:
     if kind == "diffusers":
         diffusers.export(model.config, model.schedule, params, out)
     elif kind in FILES:
-        FILES[kind].export(model.config, params, out)
+        FILES[kind].export(model.sections, params, out)
     else:
         run.write(out, model.config, params)
     if out.is_dir():

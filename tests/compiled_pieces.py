@@ -7,6 +7,7 @@ anew, to be pasted there when a piece has changed on purpose. Repeats give the s
 cycles and code size, also in another process; only the seconds differ.
 """
 
+import dataclasses
 import json
 import os
 import sys
@@ -21,6 +22,7 @@ if __name__ == "__main__":
 
 import flax.linen as nn
 import jax
+import jax.export
 import jax.numpy as jnp
 
 from ddpm_jax.compiled import programs, text, topologies, worker
@@ -28,7 +30,9 @@ from ddpm_jax.experiment import build, config
 from ddpm_jax.networks import layers
 from ddpm_jax.networks.convolutions import Conv3x3
 from ddpm_jax.networks.normalization import GroupNorm
+from ddpm_jax.sampling import portable
 from ddpm_jax.training.ema import Average, constant
+from ddpm_jax.training.keys import random_key
 from ddpm_jax.training.optimizers import make_optimizer
 from ddpm_jax.training.step import init_state, make_train_step
 
@@ -93,6 +97,15 @@ def optimizer(devices):
     )
 
 
+def exported_sampler(model, devices):
+    """The sampler of a file for any number of images on any platform, of a device."""
+    model = dataclasses.replace(model, params=model.init(random_key(0)))
+    content = portable.trace_sampler(model).serialize()
+    images = jax.ShapeDtypeStruct((64 // len(devices),), jnp.int32)
+    seed = jax.ShapeDtypeStruct((), jnp.uint32)
+    return on(devices, jax.export.deserialize(content).call, seed, images, images)
+
+
 def on(devices, function, *shapes, donate=()):
     """Lowers for one device."""
     sharding = jax.sharding.SingleDeviceSharding(devices[0])
@@ -112,6 +125,7 @@ def lowered(devices):
     yield "optimizer", optimizer(devices)
     yield "training step", worker.lower_training(built, devices)
     yield "sampler", worker.lower_sampling(built.model, 64, devices)
+    yield "exported sampler", exported_sampler(built.model, devices)
 
 
 def talking(devices):

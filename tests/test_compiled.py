@@ -30,6 +30,7 @@ PINNED = {
     "optimizer": (90_056, 872_960),
     "training step": (560_277, 7_983_104),
     "sampler": (1_305_296, 2_238_464),
+    "exported sampler": (1_271_397, 2_909_696),
 }
 ROOM = 0.05
 

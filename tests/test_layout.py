@@ -33,6 +33,7 @@ RANKS = {
     "ema": 11,
     "reference": 11,
     "evaluate": 11,
+    "export": 11,
     "__init__": 12,
 }
 

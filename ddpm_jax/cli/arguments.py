@@ -97,10 +97,16 @@ def _same_step(args, weights):
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments that say how to sample."""
+    """Adds the arguments that say what to sample, and how."""
     add = parser.add_argument
     add("--seed", type=_seed, default=0, help="default: 0")
     add("--labels", metavar="0,1,2", help="classes, repeated to fill --num")
+    add_sampler(parser)
+
+
+def add_sampler(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments that say how to sample."""
+    add = parser.add_argument
     add("--guidance_scale", type=float, help="0 unconditional, 1 conditional, or more")
     add("--sampler", help="ddpm, ddim, dpmpp_2m, dpmpp_3m, unipc, heun, plms, …")
     add("--steps", type=int, help="how many (a network call each; of heun, two)")

@@ -90,6 +90,11 @@ class Model:
         """How many a sample takes; guidance makes one call of twice the batch."""
         return self.sampler.calls * (len(self.timesteps) - 2) + 1
 
+    @property
+    def sections(self) -> dict[str, Any]:
+        """The part of its config that describes it, without what it was trained on."""
+        return {key: self.config[key] for key in DECIDE if key in self.config}
+
     def abstract_params(self):
         """Returns the shapes of the parameters, without computing anything."""
         return jax.eval_shape(self.init, random_key(0))

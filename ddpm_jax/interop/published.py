@@ -1,5 +1,6 @@
 """The way in: opens a published checkpoint, whatever wrote it."""
 
+import functools
 import os
 import re
 from collections.abc import Callable
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ddpm_jax.errors import reason
-from ddpm_jax.interop import diffusers, edm, ermongroup, folders, jit, openai, uvit
+from ddpm_jax.interop import diffusers, edm, ermongroup, folders, jit, openai, own, uvit
 from ddpm_jax.interop.contents import (
     DIFFUSERS,
     EDM,
@@ -68,6 +69,10 @@ def open_published(
         file, chosen = folders.weights_file(folders.model_folder(source)[0])
         tensors, found = only_model(file, read_tensors(file))
         return _of_diffusers(file, config, tensors, [*notes, *chosen, *found])
+    if own.is_own(source):
+        _refuse_settings(source, settings)
+        config = own.read_config(source)
+        return Published(config, functools.partial(own.read_params, source), [])
     if PART.search(source.stem):
         raise OSError(f"{source} is one of several parts: give the folder")
     tensors, notes = only_model(source, read_tensors(source))

@@ -7,6 +7,7 @@ import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import ml_dtypes
 import numpy as np
@@ -57,15 +58,24 @@ def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
     return {name.replace("_orig_mod.", ""): value for name, value in tensors.items()}
 
 
-def save(tensors: Mapping[str, np.ndarray], path: Path) -> None:
+def save(
+    tensors: Mapping[str, np.ndarray],
+    path: Path,
+    header: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """Writes a new `.safetensors` file, whole or not at all.
+
+    Args:
+      tensors: by name.
+      path: of the file.
+      header: what else it says of itself.
 
     Raises:
       OSError: if it cannot be written.
     """
     try:
         with atomic_write(path) as partial:
-            save_file(dict(tensors), partial, metadata={"format": "pt"})
+            save_file(dict(tensors), partial, metadata={"format": "pt", **header})
     except (OSError, SafetensorError) as error:
         raise OSError(f"cannot write {path} ({error})") from error
 

@@ -57,12 +57,12 @@ def check_labels(labels, num_classes: int) -> None:
         )
 
 
-def check_classes(cond, num_images: int, num_classes: int, has_null: bool) -> None:
+def check_classes(cond, images, num_classes: int, has_null: bool) -> None:
     """Refuses labels that a network has nothing for.
 
     Args:
       cond: classes, [batch], or None.
-      num_images: batch.
+      images: that they are of, [batch, ...].
       num_classes: that the network knows, 0 for none.
       has_null: whether it can be told of none of them.
 
@@ -75,9 +75,9 @@ def check_classes(cond, num_images: int, num_classes: int, has_null: bool) -> No
     if num_classes > 0 and cond is None and not has_null:
         raise ValueError("this network has no null class: labels are needed")
     if cond is not None:
-        if jnp.shape(cond) != (num_images,):
+        if jnp.shape(cond) != images.shape[:1]:
             raise ValueError(
-                f"labels must be one for each of {num_images} images, got "
+                f"labels must be one for each of {images.shape[0]} images, got "
                 f"{jnp.shape(cond)}"
             )
         check_labels(cond, num_classes + has_null)

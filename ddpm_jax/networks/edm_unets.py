@@ -61,7 +61,7 @@ class Block(nn.Module):
         if not self.attends:
             return x
         h = _norm(self.features, None, "norm3")(x)
-        tokens = (len(x), x.shape[1] * x.shape[2], 1, self.features)
+        tokens = (x.shape[0], x.shape[1] * x.shape[2], 1, self.features)
         q, k, v = (
             layers.dense(self.features, self.dtype, 0.2, name=name)(h).reshape(tokens)
             for name in "qkv"
@@ -168,7 +168,7 @@ class EDMUNet(nn.Module):
         h = h.astype(dtype)
         if self.num_classes:
             if label is None:
-                label = jnp.full(len(level), self.num_classes)
+                label = jnp.full(level.shape, self.num_classes)
             given = jax.nn.one_hot(label, self.num_classes, dtype=dtype)
             if dropout_keys is not None and self.label_dropout > 0:
                 keep = jax.vmap(
@@ -179,7 +179,7 @@ class EDMUNet(nn.Module):
             h += layers.dense(width, dtype, name="class_proj")(given)
         if self.augmentation:
             if augmentation is None:
-                augmentation = jnp.zeros((len(level), self.augmentation), dtype)
+                augmentation = jnp.zeros((*level.shape, self.augmentation), dtype)
             h += nn.Dense(
                 width,
                 use_bias=False,
@@ -275,7 +275,7 @@ def _network(sigma_data, **settings):
         return module.init(key, x, level)["params"]
 
     def apply(params, x, level, cond=None, dropout_keys=None, augmentation=None):
-        check_classes(cond, len(x), module.num_classes, module.label_dropout > 0)
+        check_classes(cond, x, module.num_classes, module.label_dropout > 0)
         return apply_module(module, params, x, level, cond, dropout_keys, augmentation)
 
     numbers = module.augmentation

@@ -250,7 +250,7 @@ def jit(
         return module.init(key, jnp.zeros((1, *image_shape)), jnp.zeros(1))["params"]
 
     def apply(params, x, time, cond=None, dropout_keys=None):
-        check_classes(cond, len(x), module.num_classes, module.label_dropout > 0)
+        check_classes(cond, x, module.num_classes, module.label_dropout > 0)
         return apply_module(module, params, x, time, cond, dropout_keys)
 
     def remarks(image_shape):

@@ -179,7 +179,7 @@ class GroupNorm(nn.Module):
         That is h (1 + scale) + shift, adaptive group normalisation (Dhariwal & Nichol
         2021, Eq. 2), before the activation.
         """
-        batch, channels = len(parts[0]), sum(part.shape[-1] for part in parts)
+        batch, channels = parts[0].shape[0], sum(part.shape[-1] for part in parts)
         shape = (channels,)
         learned_scale = self.param("scale", nn.initializers.ones, shape, jnp.float32)
         learned_shift = self.param("bias", nn.initializers.zeros, shape, jnp.float32)

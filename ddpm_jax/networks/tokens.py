@@ -22,8 +22,8 @@ def patches(x: Array, size: int) -> Array:
 
 def image(tokens: Array, size: int, height: int, width: int) -> Array:
     """The image of which patches are made of such tokens."""
-    x = tokens.reshape(len(tokens), height // size, width // size, size, size, -1)
-    return x.swapaxes(2, 3).reshape(len(tokens), height, width, -1)
+    x = tokens.reshape(tokens.shape[0], height // size, width // size, size, size, -1)
+    return x.swapaxes(2, 3).reshape(tokens.shape[0], height, width, -1)
 
 
 def check_patches(image_shape: tuple[int, int, int], size: int) -> None:

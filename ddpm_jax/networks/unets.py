@@ -232,7 +232,7 @@ def unet(**settings) -> Network:
         return _init(module, key, tuple(image_shape))
 
     def apply(params, x_t, index, cond=None, dropout_keys=None):
-        check_classes(cond, len(x_t), module.num_classes, module.label_dropout > 0)
+        check_classes(cond, x_t, module.num_classes, module.label_dropout > 0)
         return apply_module(module, params, x_t, index, cond, dropout_keys)
 
     return Network(init, apply, lambda image_shape: _remarks(module, image_shape))

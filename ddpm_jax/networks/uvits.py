@@ -141,7 +141,7 @@ def uvit(**settings) -> Network:
         return module.init(key, jnp.zeros((1, *image_shape)), jnp.zeros(1))["params"]
 
     def apply(params, x, index, cond=None, dropout_keys=None):
-        check_classes(cond, len(x), module.num_classes, module.label_dropout > 0)
+        check_classes(cond, x, module.num_classes, module.label_dropout > 0)
         return apply_module(module, params, x, index, cond, dropout_keys)
 
     return Network(init, apply, lambda image_shape: class_remarks(module))

@@ -34,6 +34,7 @@ RANKS = {
     "reference": 11,
     "evaluate": 11,
     "export": 11,
+    "demo": 11,
     "__init__": 12,
 }
 

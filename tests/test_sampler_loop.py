@@ -7,7 +7,7 @@ import pytest
 
 from ddpm_jax.diffusion import denoisers, samplers, schedules, timesteps
 from ddpm_jax.diffusion.process import Prediction, from_eps, from_x_0
-from ddpm_jax.diffusion.samplers.loop import make_sample_fn, sample
+from ddpm_jax.diffusion.samplers.loop import make_sample_fn, sample, visits_of, walk
 
 SCHEDULE = schedules.linear()
 SAMPLERS = {
@@ -43,6 +43,22 @@ def make(num_steps, sampler=None):
         (4, 6, 3),
         transform=lambda denoiser: denoisers.clip(denoiser, SCHEDULE),
     )
+
+
+@pytest.mark.parametrize("name", ["fixed_small", "unipc", "heun, churn 0.1", "plms"])
+def test_a_walk_may_be_cut_into_parts(name):
+    """What a sampler remembers, and the keys of its steps, go on."""
+    sampler, times = SAMPLERS[name], timesteps.trailing(SCHEDULE, 12)
+    denoiser = denoisers.from_network(network, 0.3, SCHEDULE, "eps")
+    keys = jax.random.split(jax.random.key(0), 2)
+    x_T = jax.random.normal(jax.random.key(1), (2, 4, 6, 3))
+    whole, _ = jax.jit(lambda x: sample(sampler, denoiser, keys, x, times))(x_T)
+    part = jax.jit(lambda *given: walk(sampler, denoiser, keys, *given)[0])
+    state = sampler.init(x_T)
+    for first in range(0, 12, 4):
+        visits = [each[first : first + 4] for each in visits_of(times)]
+        state = part(state, tuple(visits))
+    np.testing.assert_allclose(state.x, whole, rtol=1e-5, atol=1e-5)
 
 
 def equations(jaxpr):

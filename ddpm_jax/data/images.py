@@ -5,6 +5,7 @@ and `to_uint8` run on the accelerator too, so they use nothing but operators and
 that NumPy's arrays and JAX's share.
 """
 
+import io
 import math
 import os
 from collections.abc import Sequence
@@ -63,6 +64,8 @@ def read(
     channels: int,
     background: str = "white",
     at_least: tuple[int, int] | None = None,
+    formats: Sequence[str] | None = None,
+    at_most: int | None = None,
 ) -> np.ndarray:
     """Reads a picture of any format that Pillow knows, an animation's first frame.
 
@@ -73,6 +76,8 @@ def read(
         at_least: (height, width) that suffice. A JPEG is then decoded at 1/2, 1/4 or
             1/8 of its size where that leaves as much, which is faster, and other
             pixels than reading it whole.
+        formats: those that are read, as Pillow names them, by default all.
+        at_most: how many pixels it may have, None for what Pillow deems safe.
 
     Returns:
         uint8 [height, width, channels].
@@ -80,10 +85,12 @@ def read(
     Raises:
         OSError: if there is no such file, or it is no picture.
         ValueError: if it has more than 8 bits a channel, which would turn white, or is
-            larger than Pillow deems safe.
+            larger than it may be.
     """
     try:
-        with Image.open(file) as picture:
+        with Image.open(file, formats=formats) as picture:
+            if at_most and math.prod(picture.size) > at_most:
+                raise ValueError(f"it has more than {at_most:,} pixels")
             if picture.mode.startswith(("I", "F")):
                 raise ValueError("it has more than 8 bits a channel: convert it")
             if at_least:
@@ -201,6 +208,17 @@ def save_png(path: str | os.PathLike, picture: np.ndarray) -> None:
     Raises:
         ValueError: if the picture has another type or shape.
     """
+    data = to_png(picture)
+    with atomic_write(path) as partial:
+        partial.write_bytes(data)
+
+
+def to_png(picture: np.ndarray) -> bytes:
+    """Returns what `save_png` writes.
+
+    Raises:
+        ValueError: if the picture has another type or shape.
+    """
     picture = np.asarray(picture)
     if picture.ndim == 3 and picture.shape[2] == 1:
         picture = picture[..., 0]
@@ -211,8 +229,9 @@ def save_png(path: str | os.PathLike, picture: np.ndarray) -> None:
             f"the picture is {picture.dtype} {list(picture.shape)}: a PNG needs uint8 "
             "[H, W, C] with 1 or 3 channels (see to_uint8 and grid)"
         )
-    with atomic_write(path) as partial:
-        Image.fromarray(picture).save(partial, format="PNG")
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, format="PNG")
+    return file.getvalue()
 
 
 def save_gif(path: str | os.PathLike, frames: np.ndarray, seconds: float = 4.0) -> None:

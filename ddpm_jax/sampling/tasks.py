@@ -103,13 +103,15 @@ def inpaint(
         raise ConfigError(f"--repaint must be at least 1, got {repeats}")
 
     def holding(sampler, given):
-        known = images.to_float(given)
-        sampler = editing.inpaint(sampler, model.schedule, known, jnp.asarray(mask))
+        known, painted = given
+        known = images.to_float(known)
+        sampler = editing.inpaint(sampler, model.schedule, known, painted)
         return editing.resample(sampler, model.schedule)
 
     length = max(1, min(10, (len(model.timesteps) - 1) // 5))
     times = timesteps.resampled(model.timesteps, length, repeats)
-    return generate(model)._replace(given=pictures, timesteps=times, sampler=holding)
+    given = pictures, np.broadcast_to(mask, (len(pictures), *mask.shape))
+    return generate(model)._replace(given=given, timesteps=times, sampler=holding)
 
 
 def restore(model: Model, pictures: np.ndarray, by: inverse.Measurement) -> Task:

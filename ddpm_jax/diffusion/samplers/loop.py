@@ -46,18 +46,48 @@ def sample(
       The images at the last time, and what `observe` gave, stacked over steps.
     """
 
+    state = sampler.init(x_T)
+    state, trace = walk(sampler, denoiser, keys, state, visits_of(timesteps), observe)
+    return state.x, trace
+
+
+def visits_of(timesteps: Timesteps) -> tuple[Array, Array, Array]:
+    """Returns (i, t, s) of all steps: their numbers, and from where to where."""
+    times = jnp.asarray(timesteps)
+    return jnp.arange(len(times) - 1), times[:-1], times[1:]
+
+
+def walk(
+    sampler: Sampler,
+    denoiser: Denoiser,
+    keys: Array,
+    state: SamplerState,
+    visits: tuple[Array, Array, Array],
+    observe: Callable[[SamplerState, Prediction], Any] = nothing,
+) -> tuple[SamplerState, Any]:
+    """Walks on from where a sampler is: `sample` may be cut into parts.
+
+    Args:
+      sampler: the sampler.
+      denoiser: (x_t, t) -> Prediction.
+      keys: one key per image, [batch]; step i uses each key folded with i.
+      state: where the sampler is, of `sampler.init` at the first time.
+      visits: (i, t, s) of some steps, see `visits_of`.
+      observe: see `sample`.
+
+    Returns:
+      Where the sampler is then, and what `observe` gave, stacked over these steps.
+    """
+
     def step(state, visit):
         i, t, s = visit
         step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
         state, prediction = sampler.step(denoiser, step_keys, state, t, s)
         return state, observe(state, prediction)
 
-    times = jnp.asarray(timesteps)
-    visits = (jnp.arange(len(times) - 1), times[:-1], times[1:])
     # Differentiated, a step is computed again: only its state is kept.
     step = jax.checkpoint(step, prevent_cse=False)
-    state, trace = jax.lax.scan(step, sampler.init(x_T), visits)
-    return state.x, trace
+    return jax.lax.scan(step, state, visits)
 
 
 def draw_prior(keys: Array, image_shape: tuple[int, ...]) -> tuple[Images, Array]:

@@ -97,8 +97,10 @@ def train(experiment: Experiment, workdir: str | os.PathLike) -> int:
             )
             enter(closing(tracker))
         begun = f"going on from step {first}" if first else "training"
-        tracker.line("; ".join([f"{begun} in {address}{_devices()}", *notes]))
+        tracker.line("; ".join([f"{begun} in {address}", *notes]))
         tracker.line("; ".join([str(feed.contents), *feed.notes]))
+        tracker.line(_network(experiment))
+        tracker.settings(config.flat(experiment.config))
         every, averages = options.snapshot_every, options.averaging
         callbacks = [
             snapshots.callback(workdir / run.SNAPSHOTS, every, averages),
@@ -125,6 +127,10 @@ def train(experiment: Experiment, workdir: str | os.PathLike) -> int:
             tracker.line(f"stopped at step {reached}; the same command goes on from it")
             return preemption.exit_code
         tracker.line(f"done: step {reached} of {address}")
+        tracker.line(
+            f"next: python -m ddpm_jax.sample --workdir {address}, .evaluate or .demo; "
+            f"tensorboard --logdir {address}"
+        )
         return 0
 
 
@@ -166,11 +172,15 @@ def _zeros(experiment):
     )
 
 
-def _devices():
-    """How many take part, where that is more than one process."""
-    if jax.process_count() == 1:
-        return ""
-    return f" on {jax.device_count()} devices of {jax.process_count()} processes"
+def _network(experiment):
+    """How large it is, and on what it is trained."""
+    params = jax.tree.leaves(experiment.model.abstract_params())
+    count, num = sum(leaf.size for leaf in params), jax.device_count()
+    kind, several = jax.devices()[0].device_kind, jax.process_count() > 1
+    return (
+        f"{count:,} parameters on {num} {kind} device{'s' if num > 1 else ''}"
+        f"{f' of {jax.process_count()} processes' if several else ''}"
+    )
 
 
 def _with_calls(experiment) -> TrainOptions:

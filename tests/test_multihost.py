@@ -69,7 +69,7 @@ def workdir(joined):
     folder, said = joined
     texts, codes = said["six"]
     assert codes == (0, 0), texts
-    assert "on 4 devices of 2 processes" in texts[0] and texts[1] == ""
+    assert "on 4 cpu devices of 2 processes" in texts[0] and texts[1] == ""
     assert (folder / "run" / "samples" / "step_00000006.png").exists()
     return folder / "run"
 

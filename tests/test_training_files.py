@@ -168,6 +168,32 @@ def test_records_go_on_where_the_state_does(tmp_path):
     assert list(tmp_path.glob("events.out.tfevents.*"))
 
 
+def test_a_config_is_recorded_for_tensorboard(tmp_path):
+    writer = Tracker(tmp_path, 0, 10)
+    settings = {"image_shape": [8, 8, 1], "optimizer.name": "adam", "seed": 0}
+    writer.settings(settings | {"loss.weighting": None, "network.remat": False})
+    writer.close()
+    (path,) = tmp_path.glob("events.out.tfevents.*")
+    content = path.read_bytes()
+    for wanted in (
+        b"_hparams_/session_start_info",
+        b"_hparams_/experiment",
+        b"| optimizer.name | adam |",
+        b"| image_shape | [8, 8, 1] |",
+        b"| loss.weighting | None |",
+    ):
+        assert wanted in content
+
+
+def test_pytorch_is_not_imported_to_write_records(tmp_path):
+    """Where it is installed it would take seconds."""
+    (tmp_path / "torch.py").write_text("Tensor = object\n")
+    code = "import sys, ddpm_jax.training.trackers as t; assert not {'torch'} & {*sys."
+    code += "modules}; import tensorboardX, torch; assert t.tensorboardX"
+    paths = {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | paths)
+
+
 def test_the_meter_averages_each_interval():
     written = []
     meter = Meter(2, lambda step, values: written.append((step, values)), batch_size=8)

@@ -3,14 +3,34 @@
 import contextlib
 import json
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import tensorboardX
 from tqdm import tqdm
 
 from ddpm_jax.files import atomic_write
+
+
+@contextlib.contextmanager
+def _without(*names: str) -> Iterator[None]:
+    """Lets what is imported within do without these packages, if it can."""
+    hidden = [name for name in names if name not in sys.modules]
+    sys.modules |= dict.fromkeys(hidden)
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
+
+
+# For its graphs and for buckets, neither of which is used, it would import these, and
+# PyTorch takes seconds.
+with _without("torch", "boto3"):
+    import tensorboardX
+    import tensorboardX.summary
 
 
 class Tracker:
@@ -50,6 +70,19 @@ class Tracker:
             self._board.add_scalar(name, value, step)
         shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         self.line(f"step {step:>7}  {shown}")
+
+    def settings(self, config: Mapping[str, Any]) -> None:
+        """Records a config, by which TensorBoard tells runs from each other.
+
+        Args:
+          config: its values by their whole names, as "optimizer.learning_rate".
+        """
+        plain = bool, int, float, str
+        shown = {k: v if isinstance(v, plain) else str(v) for k, v in config.items()}
+        for summary in tensorboardX.summary.hparams(shown, {"loss": 0.0}):
+            self._board.file_writer.add_summary(summary)
+        lines = (f"| {name} | {value} |" for name, value in config.items())
+        self._board.add_text("config", "\n".join(["| | |", "|---|---|", *lines]))
 
     def picture(self, step: int, name: str, picture: np.ndarray) -> None:
         """Records a picture, uint8 [height, width, channels], in the event file."""

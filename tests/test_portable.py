@@ -92,7 +92,7 @@ def test_it_draws_elsewhere_what_is_drawn_here_bit_for_bit(models, written, name
         assert np.ptp(images) > 0.1
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", ["ddpm", "dpmpp_2m"])
 def test_for_any_number_it_draws_the_same_but_for_rounding(models, name):
     program = portable.trace_sampler(models[name])
     for num in (1, NUM):

@@ -133,6 +133,15 @@ def flat(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def without_places(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns a config without what says where something lies on this machine."""
+    kept = {key: value for key, value in config.items() if key != "init_from"}
+    if "data" in kept:
+        places = ("path", "data_dir", "cache")
+        kept["data"] = {k: v for k, v in kept["data"].items() if k not in places}
+    return kept
+
+
 def _plain(config):
     try:
         config = json.loads(json.dumps(config, default=lambda value: value.tolist()))

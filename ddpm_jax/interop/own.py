@@ -16,6 +16,7 @@ from ddpm_jax.interop.layout import few
 from ddpm_jax.interop.tensors import read_tensors, save
 
 HEADER = "ddpm_jax"
+FILE = "model.safetensors"  # its name in a folder that is to be shared
 
 
 def export(config: dict[str, Any], params: Any, path: Path) -> None:

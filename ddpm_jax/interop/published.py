@@ -7,8 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ddpm_jax.errors import reason
-from ddpm_jax.interop import diffusers, edm, ermongroup, folders, jit, openai, own, uvit
+from ddpm_jax.interop import (
+    diffusers,
+    edm,
+    ermongroup,
+    folders,
+    hub,
+    jit,
+    openai,
+    own,
+    uvit,
+)
 from ddpm_jax.interop.contents import (
     DIFFUSERS,
     EDM,
@@ -23,9 +32,7 @@ from ddpm_jax.interop.layout import Layout, Tensors, read_params
 from ddpm_jax.interop.names import make_layout, with_new_names
 from ddpm_jax.interop.tensors import read_tensors
 
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 PART = re.compile(r"-\d+-of-\d+$")  # of a model in several files
-HUB_FILES = ["*.json", "*.safetensors", "*.bin"]
 
 
 class Published(NamedTuple):
@@ -49,7 +56,7 @@ def open_published(
     settings: openai.Settings | None = None,
     image_shape: tuple[int, int, int] | None = None,
 ) -> Published:
-    """Opens a folder of diffusers, a checkpoint file, or a name on the hub.
+    """Opens a folder of diffusers or of ours, a checkpoint file, or a name on the hub.
 
     Args:
       path: the folder or file; or, if there is none, a name such as
@@ -62,7 +69,9 @@ def open_published(
     """
     source = Path(path)
     if not str(path) or not source.exists():
-        source = _download(str(path))
+        source = hub.download(str(path))
+    if own.is_own(source / own.FILE):
+        source /= own.FILE
     if source.is_dir():
         _refuse_settings(source, settings)
         config, notes = diffusers.import_config(source, image_shape)
@@ -148,22 +157,3 @@ def _open_file(file, tensors, settings, image_shape, notes):
 def _refuse_settings(source, settings):
     if settings is not None:
         raise OSError(f"{source}: settings (--openai) are for files of OpenAI's code")
-
-
-def _download(name):
-    if not HUB_NAME.fullmatch(name):
-        raise OSError(f"no file or folder {name}")
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise OSError(
-            f"no folder {name}; to download it, pip install huggingface_hub (needs a "
-            "network), or give the folder of a copy"
-        ) from error
-    try:
-        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
-    except Exception as error:  # no network, no such name, no rights, a full disk
-        raise OSError(
-            f"no folder {name}, and it cannot be downloaded ({reason(error)}); give "
-            "the folder of a copy"
-        ) from error

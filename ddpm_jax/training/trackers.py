@@ -71,17 +71,17 @@ class Tracker:
         shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         self.line(f"step {step:>7}  {shown}")
 
-    def settings(self, config: Mapping[str, Any]) -> None:
+    def settings(self, values: Mapping[str, Any]) -> None:
         """Records a config, by which TensorBoard tells runs from each other.
 
         Args:
-          config: its values by their whole names, as "optimizer.learning_rate".
+          values: of the config, by their whole names, as "optimizer.learning_rate".
         """
         plain = bool, int, float, str
-        shown = {k: v if isinstance(v, plain) else str(v) for k, v in config.items()}
+        shown = {k: v if isinstance(v, plain) else str(v) for k, v in values.items()}
         for summary in tensorboardX.summary.hparams(shown, {"loss": 0.0}):
             self._board.file_writer.add_summary(summary)
-        lines = (f"| {name} | {value} |" for name, value in config.items())
+        lines = (f"| {name} | {value} |" for name, value in values.items())
         self._board.add_text("config", "\n".join(["| | |", "|---|---|", *lines]))
 
     def picture(self, step: int, name: str, picture: np.ndarray) -> None:

@@ -82,7 +82,7 @@ def main(args: argparse.Namespace) -> None:
         FILES[kind].export(model.sections, params, out)
     else:
         run.write(out, model.config, params)
-    if out.is_dir():
+    if kind in ("run", "diffusers"):
         send_folder(out)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     print(readable(f"wrote {out}, {count:,} parameters"))

@@ -40,7 +40,7 @@ command.collect_rarely()
 # the end for one of them.
 SLOWEST = (
     "uploads multihost faults main samplers evaluate init_from load tasks build unets "
-    "compiled loop run"
+    "compiled loop run remote portable demo card"
 )
 
 

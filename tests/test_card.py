@@ -16,6 +16,7 @@ from tiny import call, random_params, tiny
 
 import ddpm_jax
 from ddpm_jax import convert
+from ddpm_jax.buckets import open_bucket
 from ddpm_jax.data import images
 from ddpm_jax.errors import ConfigError
 from ddpm_jax.evaluation import report
@@ -81,6 +82,39 @@ def test_what_cannot_be_shared_is_said(workdir, tmp_path):
     run.write(tmp_path / "code", built.config, random_params(built))
     with pytest.raises(OSError, match="is code, which such a file does not hold"):
         shared(tmp_path / "code", tmp_path / "a")
+
+
+def run_main(name, *given):
+    subprocess.run([sys.executable, "-m", f"ddpm_jax.{name}", *given], check=True)
+
+
+# The clients leave their connections to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("store", ["gs"], indirect=True)
+def test_it_may_lie_in_a_bucket(workdir, address):
+    bucket, prefix = open_bucket(address)
+    for path in workdir.rglob("*"):
+        if path.is_file():
+            bucket.upload(path, f"{prefix}/{path.relative_to(workdir).as_posix()}")
+    given = ["--workdir", address, "--out", f"{address}shared", "--format", "hub"]
+    assert (
+        subprocess.run([sys.executable, "-m", "ddpm_jax.convert", *given]).returncode
+        == 0
+    )
+    given[-3:] = [f"{address}shared/a.stablehlo", "--apart"]
+    assert (
+        subprocess.run([sys.executable, "-m", "ddpm_jax.export", *given]).returncode
+        == 0
+    )
+    found = {
+        each.name.removeprefix(f"{prefix}shared/")
+        for each in bucket.list(f"{prefix}shared/")
+    }
+    shared = {"README.md", "model.safetensors", "samples.png", "training.json"}
+    assert found == shared | {"a.stablehlo", "a.json", "a.safetensors"}
+    model = ddpm_jax.load(f"{address}shared")
+    there = ddpm_jax.load(workdir)
+    jax.tree.map(np.testing.assert_array_equal, model.params, there.params)
 
 
 class Hub(BaseHTTPRequestHandler):

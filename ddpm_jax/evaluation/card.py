@@ -18,6 +18,7 @@ from ddpm_jax.experiment.model import Model
 from ddpm_jax.files import atomic_write
 from ddpm_jax.interop import own
 from ddpm_jax.metrics.features.base import fingerprint
+from ddpm_jax.places import fetch
 
 TRAINING = "training.json"
 
@@ -41,6 +42,7 @@ def write_folder(
     own.export(model.sections, model.params, folder / own.FILE)
     scores, pictures = [], []
     if workdir is not None:
+        fetch(workdir / "samples")
         pictures = sorted((workdir / "samples").glob("step_*.png"))
         scores = scores_of(workdir / "evaluation.json", model)
     for picture in pictures[-1:]:

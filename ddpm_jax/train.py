@@ -27,7 +27,7 @@ from ddpm_jax.experiment.build import Experiment, build, check, train_step
 from ddpm_jax.experiment.init_from import initial_params
 from ddpm_jax.experiment.options import train_options
 from ddpm_jax.places import check_scheme
-from ddpm_jax.training import calls, snapshots, trackers
+from ddpm_jax.training import calls, profiling, snapshots, trackers
 from ddpm_jax.training.checkpoints import Checkpoints
 from ddpm_jax.training.loop import TrainOptions, fit
 from ddpm_jax.training.preemption import Preemption
@@ -108,8 +108,10 @@ def train(experiment: Experiment, workdir: str | os.PathLike) -> int:
         ]
         if score is not None:
             callbacks.append(online.scores(experiment, score, tracker))
+        steps = devices.parallel_steps(train_step(experiment), options.steps_per_call)
+        profile = options.profile if jax.process_index() == 0 else 0
         reached = fit(
-            devices.parallel_steps(train_step(experiment), options.steps_per_call),
+            enter(profiling.traced(steps, workdir, profile, tracker.line)),
             state,
             enter(closing(feed.ahead(first, options.num_steps, tracker.line))),
             experiment.keys[1],

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from jobs import final_state, small
-from tiny import fit
+from tiny import fit, plain
 
 from ddpm_jax import train
 from ddpm_jax.training import loop
@@ -101,3 +101,22 @@ def test_a_bounded_number_of_such_steps_may_change_nothing(tmp_path, capsys):
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(three), strict=True):
         counts = np.issubdtype(a.dtype, np.integer)  # of steps: the learning rate's
         np.testing.assert_array_equal(a + 2 if counts else a, b)
+
+
+@pytest.mark.parametrize("num_steps, traced", [(9, 2), (4, 1), (3, 0)])
+def test_a_trace_of_some_steps(tmp_path, capsys, num_steps, traced):
+    """Also where training ends before it does."""
+    settings = plain(f"train.num_steps={num_steps}", "train.profile=2")
+    assert fit(settings, tmp_path) == 0
+    said = capsys.readouterr().out
+    found = [*tmp_path.glob("plugins/profile/*/*.xplane.pb")]
+    assert len(found) == bool(traced)
+    assert f"a trace of {traced} steps is in" in said or not traced
+    assert fit(plain(f"train.num_steps={num_steps}"), tmp_path) == 0
+
+
+def test_a_trace_that_cannot_be_written_ends_no_training(tmp_path, capsys):
+    (tmp_path / "plugins").touch()
+    assert fit(plain("train.num_steps=9", "train.profile=2"), tmp_path) == 0
+    said = capsys.readouterr().out
+    assert "done: step 9" in said and "no trace is written: FAILED_PREC" in said

@@ -130,6 +130,7 @@ def train_options(config: dict[str, Any]) -> TrainOptions:
         "max_skipped": 0,
         "augmentation": 0,
         "deterministic": 0,
+        "profile": 0,
     }
     for name, value in options._replace(averages=None)._asdict().items():
         if value is not None and value < least[name]:

@@ -49,6 +49,7 @@ class TrainOptions(NamedTuple):
         otherwise. Calls end where something is saved or drawn.
       augmentation: probability of each augmentation of training images that does not
         leak (see `training.augmentation`), 0 for none; the network is told of them.
+      profile: how many steps a trace is written of, after the first few; 0 for none.
       deterministic: whether GPUs give the same bits each time, as others do anyway.
     """
 
@@ -68,6 +69,7 @@ class TrainOptions(NamedTuple):
     steps_per_call: int | None = None
     deterministic: bool = False
     augmentation: float = 0.0
+    profile: int = 0
 
     @property
     def averaging(self) -> dict[str, Average]:

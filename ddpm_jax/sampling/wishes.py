@@ -10,6 +10,7 @@ import numpy as np
 
 from ddpm_jax.data import images
 from ddpm_jax.errors import ConfigError
+from ddpm_jax.files import of_machine
 
 MOST_PIXELS = 2**24  # of a picture that is given, before it is made small
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
@@ -138,6 +139,8 @@ def _picture(given: dict[str, Any], image_shape) -> np.ndarray | None:
         pixels = images.read(file, channels, formats=FORMATS, at_most=MOST_PIXELS)
         return images.resize_and_crop(pixels, (height, width))
     except Exception as error:  # decoders of pictures fail in many ways
+        if of_machine(error):
+            raise
         raise ConfigError(
             f"picture must be a {', '.join(FORMATS)} file in base64, of at most "
             f"{MOST_PIXELS:,} pixels"

@@ -2,7 +2,7 @@
 
   python -m ddpm_jax.train --config configs/digits.py
 
-The images come with scikit-learn, so nothing is downloaded. A small U-Net (0.7M
+The images come with the package, so nothing is downloaded. A small U-Net (0.7M
 parameters) predicts x_0 on the cosine schedule: of the losses compared in
 docs/noise_levels.md, that with the least Fréchet distance by this recipe's sampler. A
 tenth of the labels is dropped, so that guidance can be tried at once:

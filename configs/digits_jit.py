@@ -2,7 +2,7 @@
 
   python -m ddpm_jax.train --config configs/digits_jit.py
 
-The images come with scikit-learn, so nothing is downloaded. Each is 16 patches of 2x2
+The images come with the package, so nothing is downloaded. Each is 16 patches of 2x2
 pixels; six blocks of 128 features, 1.9M parameters, predict x_0 from them (Li & He
 2025). What is learned at this size is learned as at 256x256, so it is a place to try
 things; digits.py, a U-Net, is the better model of digits.

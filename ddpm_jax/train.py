@@ -10,6 +10,7 @@ take is told, and nothing done, with --plan.
 import argparse
 import contextlib
 import os
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def train(experiment: Experiment, workdir: str | os.PathLike) -> int:
         _check_deterministic(experiment.training)
         options = _with_calls(experiment)
         experiment = experiment._replace(training=options)
-        check(experiment)
+        compile_step = check(experiment)
         feed = experiment.dataset.feed(experiment.training.num_microbatches)
     score = None
     if experiment.scoring.every:  # all of them make it, with what they share
@@ -72,15 +73,23 @@ def train(experiment: Experiment, workdir: str | os.PathLike) -> int:
         enter = stack.enter_context
         preemption = enter(Preemption(options.in_flight))
         with multihost.error_barrier():
-            opened = multihost.Null(), _zeros(experiment), []
-            workdir, uploads = Path(address), multihost.Null()
+            checkpoints, begun, notes = multihost.Null(), None, []
+            workdir, uploads, compiled = Path(address), multihost.Null(), None
             if jax.process_index() == 0:
                 found = []
                 if buckets.is_address(address):
                     uploads = enter(_uploads(address, options, preemption))
                     workdir, found = uploads.folder, uploads.notes
                 opened = _open(workdir, experiment, feed, stack, found)
-        checkpoints, state, notes = opened
+                checkpoints, begun, notes = opened
+                if (checkpoints.latest_step() or 0) < options.num_steps:
+                    # Meanwhile the first state is made, by another program, or read.
+                    compiled = enter(ThreadPoolExecutor(1)).submit(compile_step)
+        with multihost.error_barrier():
+            state = _zeros(experiment)
+            if jax.process_index() == 0:
+                state, more = _state(experiment, checkpoints, begun)
+                notes += more
         state = multihost.broadcast(state)
         first = int(state.step)
         if first >= options.num_steps:
@@ -110,6 +119,8 @@ def train(experiment: Experiment, workdir: str | os.PathLike) -> int:
             callbacks.append(online.scores(experiment, score, tracker))
         steps = devices.parallel_steps(train_step(experiment), options.steps_per_call)
         profile = options.profile if jax.process_index() == 0 else 0
+        if compiled is not None:
+            compiled.result()
         reached = fit(
             enter(profiling.traced(steps, workdir, profile, tracker.line)),
             state,
@@ -143,7 +154,7 @@ def _uploads(address, options, preemption):
 
 
 def _open(workdir, experiment, feed, stack, found):
-    """Locks the folder, and finds the state to begin or to go on with, on the host."""
+    """Locks the folder; its checkpoints, parameters to begin with, and what to say."""
     notes, begun = run.changes(workdir, experiment.config), None
     if experiment.init_from and not run.has_checkpoint(workdir):
         begun = initial_params(experiment, feed.contents.classes)
@@ -152,13 +163,18 @@ def _open(workdir, experiment, feed, stack, found):
     run.same_data(workdir, feed.contents)
     folder, keep = workdir / "checkpoints", experiment.training.keep
     checkpoints = stack.enter_context(Checkpoints(folder, keep))
-    state, damaged = checkpoints.restore_latest(experiment.abstract_state())
+    return checkpoints, begun, [*found, *notes]
+
+
+def _state(experiment, checkpoints, begun):
+    """The state to go on or to begin with, on the host, and what to say of it."""
+    state, notes = checkpoints.restore_latest(experiment.abstract_state())
     if state is None and begun is not None:
         state = experiment.begin(begun.params)
-        notes = [f"beginning from {experiment.init_from}", *begun.notes]
+        notes = [*notes, f"beginning from {experiment.init_from}", *begun.notes]
     elif state is None:
         state = jax.jit(experiment.init)(experiment.keys[0])
-    return checkpoints, jax.device_get(state), [*found, *damaged, *notes]
+    return jax.device_get(state), notes
 
 
 def _warn(experiment):

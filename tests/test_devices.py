@@ -2,8 +2,10 @@
 
 import math
 import re
+import threading
 
 import jax
+import jax.monitoring
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -125,8 +127,11 @@ def test_the_traced_step_sums_each_gradient_once(params):
     assert sum(reductions(traced.jaxpr)) == len(jax.tree.leaves(params)) + 2
 
 
-def linear_steps(most):
-    """Steps that fit a line, fast to compile; a batch of infinities makes no number."""
+def linear_step():
+    """A step that fits a line, fast to compile, and its first state.
+
+    A batch of infinities makes no number.
+    """
     tx = optax.adam(0.1)
 
     def loss_fn(params, batch, key):
@@ -137,13 +142,41 @@ def linear_steps(most):
     step = make_train_step(
         loss_fn, tx, AVERAGES, axis_name=devices.AXIS, skip_nonfinite=True
     )
-    state = init_state({"a": jnp.zeros(()), "b": jnp.ones(())}, tx)
+    return step, init_state({"a": jnp.zeros(()), "b": jnp.ones(())}, tx)
+
+
+def linear_steps(most):
+    step, state = linear_step()
     return devices.parallel_steps(step, most), state
 
 
 def points(step):
     x = np.random.default_rng(step).standard_normal(16).astype(np.float32)
     return {"x": x, "y": 3 * x + (np.inf if step == 4 else 0)}
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_a_step_may_be_compiled_before_its_first_call(most):
+    """By another thread; the call then traces and compiles nothing."""
+    (step, state), seen = linear_step(), []
+    state = devices.replicate(jax.device_get(state))
+    compile_it = devices.trace_steps(step, most, state, points(0), KEY)
+
+    def see(event, seconds, **_):
+        seen.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(see)
+    try:
+        thread = threading.Thread(target=compile_it)
+        thread.start()
+        thread.join()
+        assert any("backend_compile" in event for event in seen)
+        seen.clear()
+        state, _, _ = devices.parallel_steps(step, most)(state, [points(0)], KEY)
+        assert int(state.step) == 1
+        assert not [event for event in seen if "compile" in event]
+    finally:
+        jax.monitoring.unregister_event_duration_listener(see)
 
 
 def taken(most, lengths):

@@ -1,6 +1,7 @@
 """Laws of the sources that need nothing but files: digits, arrays, folder, memory."""
 
 import dataclasses
+import hashlib
 import os
 import re
 import shutil
@@ -365,10 +366,19 @@ def test_gather_gives_fresh_arrays():
 def test_importing_the_room_is_light():
     code = (
         "import sys; from ddpm_jax.data import arrays, batches, images;"
-        "heavy = {'jax', 'flax', 'sklearn', 'tensorflow', 'tensorflow_datasets'};"
+        "heavy = {'jax', 'flax', 'tensorflow', 'tensorflow_datasets'};"
         "heavy &= set(sys.modules); assert not heavy, heavy"
     )
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr
+
+
+def test_digits_are_those_of_scikit_learn():
+    shades = np.rint(arrays.digits("all").images / (255 / 16)).astype(np.uint8)
+    labels = arrays.digits("all").labels.astype(np.uint8)
+    # Of load_digits() in scikit-learn 1.9, its images and labels as uint8.
+    expected = "87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a826"
+    found = hashlib.sha256(shades.tobytes() + labels.tobytes()).hexdigest()
+    assert found == expected

@@ -77,7 +77,9 @@ def parallel_steps(train_step: Callable, most: int) -> Callable:
     return steps
 
 
-def trace_steps(train_step: Callable, most: int, state, batch, key) -> None:
+def trace_steps(
+    train_step: Callable, most: int, state, batch, key
+) -> Callable[[], None]:
     """Goes through the program of `parallel_steps` without compiling it.
 
     What is wrong with the step raises here; its first call does not trace it again.
@@ -88,6 +90,10 @@ def trace_steps(train_step: Callable, most: int, state, batch, key) -> None:
       state: the state, or its shapes.
       batch: a host batch of this process, or its shapes.
       key: of the run.
+
+    Returns:
+      what compiles it, for another thread to do meanwhile, so that the first call finds
+      it. One of several processes leaves that to the call.
     """
     local = jax.local_device_count()
     whole = NamedSharding(_local_mesh(), P())
@@ -104,7 +110,14 @@ def trace_steps(train_step: Callable, most: int, state, batch, key) -> None:
     given = state, jax.tree.map(cut, batch), shape_of(key)
     votes, count = np.zeros(local, np.float32), np.int32(1)
     counts = () if most == 1 else (count,)
-    jax.eval_shape(_mapped_steps(train_step, most), *given, votes, *counts)
+    mapped = _mapped_steps(train_step, most)
+    jax.eval_shape(mapped, *given, votes, *counts)
+
+    def compile_it():
+        if jax.process_count() == 1:
+            mapped.lower(*given, votes, *counts).compile()
+
+    return compile_it
 
 
 @functools.lru_cache(maxsize=8)

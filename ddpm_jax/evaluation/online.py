@@ -100,9 +100,9 @@ def pictures(experiment: Experiment, workdir: Path, tracker: Tracker) -> Callbac
     """
     model, num = experiment.model, experiment.training.num_samples
     draw = devices.parallel_map(model.picture_fn, num)
-    keys, labels = sample_keys(0, num), sample_labels(model.num_classes, num)
 
     def call(step, state):
+        keys, labels = sample_keys(0, num), sample_labels(model.num_classes, num)
         picture = images.grid(draw(state.ema_params, keys, labels))
         path = workdir / "samples" / f"step_{step:08}.png"
         multihost.on_primary(lambda: images.save_png(path, picture))

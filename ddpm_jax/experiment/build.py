@@ -107,9 +107,7 @@ def build(config: dict[str, Any]) -> Experiment:
         init_from=config.get("init_from"),
     )
     params = experiment.model.abstract_params()
-    opt_state = attempt("optimizer", jax.eval_shape, experiment.tx.init, params)
-    update = experiment.tx.update
-    attempt("optimizer", jax.eval_shape, update, params, opt_state, params)
+    attempt("optimizer", jax.eval_shape, experiment.tx.init, params)
     return experiment
 
 
@@ -177,11 +175,14 @@ def _train_step(loss_fn, tx, rate_fn, averages, batch_size, num_microbatches, sk
     return step
 
 
-def check(experiment: Experiment) -> None:
+def check(experiment: Experiment) -> Callable[[], None]:
     """Goes through the training step without compiling it, so that what fails, fails.
 
     Where the devices here can share a batch, it is the program that they will be given,
     whose first call does not trace it again.
+
+    Returns:
+      what compiles that program, see `devices.trace_steps`.
 
     Raises:
       ConfigError: what the loss, or the network in it, refuses.
@@ -191,11 +192,16 @@ def check(experiment: Experiment) -> None:
     if size % (jax.device_count() * parts):
         params, batch = experiment.model.abstract_params(), experiment.abstract_batch(2)
         attempt("loss", jax.eval_shape, experiment.loss_fn, params, batch, key)
-        return
+        return lambda: None
     most, state = options.steps_per_call or 1, experiment.abstract_state()
     batch = experiment.abstract_batch(size // jax.process_count())
     step = train_step(experiment)
-    attempt("loss", devices.trace_steps, step, most, state, batch, key)
+    try:
+        return attempt("loss", devices.trace_steps, step, most, state, batch, key)
+    except ConfigError:  # unless it is not the loss that refuses
+        update, params = experiment.tx.update, state.params
+        attempt("optimizer", jax.eval_shape, update, params, state.opt_state, params)
+        raise
 
 
 def _on_device(batch, num_classes):

@@ -28,7 +28,7 @@ def _without(*names: str) -> Iterator[None]:
 
 # For its graphs and for buckets, neither of which is used, it would import these, and
 # PyTorch takes seconds.
-with _without("torch", "boto3"):
+with _without("torch", "boto3", "google.cloud.storage"):
     import tensorboardX
     import tensorboardX.summary
 

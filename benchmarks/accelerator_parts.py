@@ -15,38 +15,22 @@ import compiled_diffusers
 import jax
 
 from ddpm_jax import train
+from ddpm_jax.compiled.peaks import peak_flops
 from ddpm_jax.errors import ConfigError, one_line
 from ddpm_jax.experiment import build, plan
 from ddpm_jax.training.ema import Average, constant
 from ddpm_jax.training.step import make_train_step
 
-# Dense peaks in TFLOP/s by the makers' data sheets, the more special names first. A GPU
-# multiplies float32 in TF32, a TPU in bfloat16, unless it is told otherwise.
-PEAKS = {
-    "B200": {"float32": 1125, "bfloat16": 2250},
-    "H200": {"float32": 494, "bfloat16": 989},
-    "H100 PCIe": {"float32": 378, "bfloat16": 756},
-    "H100 NVL": {"float32": 417, "bfloat16": 835},
-    "H100": {"float32": 494, "bfloat16": 989},
-    "A100": {"float32": 156, "bfloat16": 312},
-    "L40S": {"float32": 183, "bfloat16": 362},
-    "L4": {"float32": 60, "bfloat16": 121},
-    "TPU v6 lite": {"float32": 918, "bfloat16": 918},
-    "TPU v5 lite": {"float32": 197, "bfloat16": 197},
-    "TPU v5": {"float32": 459, "bfloat16": 459},
-    "TPU v4": {"float32": 275, "bfloat16": 275},
-}
-
 
 def describe(settings):
     """The devices."""
     kind = jax.devices()[0].device_kind
-    peak = next((value for name, value in PEAKS.items() if name in kind), None)
+    peaks = {dtype: peak_flops(kind, dtype) for dtype in ("float32", "bfloat16")}
     return {
         "device": kind,
         "devices": jax.device_count(),
         "jax": jax.__version__,
-        "peak_tflops": peak or "not in the table: no share of the peak is told",
+        "peak_tflops": {k: peak and peak / 1e12 for k, peak in peaks.items()},
     }
 
 
@@ -66,7 +50,7 @@ def agree(settings):
         ):
             state = jax.jit(built.init)(jax.random.key(0))
             _, metrics = jax.jit(step)(state, batch, jax.random.key(1))
-            results[platform] = {k: float(v) for k, v in metrics.items()}
+            results[platform] = {k: float(metrics[k]) for k in ("loss", "grad_norm")}
     apart = {k: abs(results[here][k] / v - 1) for k, v in results["cpu"].items()}
     return {**results, "relative_difference": apart}
 
@@ -96,14 +80,14 @@ def run(settings, workdir, seconds):
     speed = statistics.median(speeds[1:] or speeds)
     flops = planned.step_flops * speed / devices / 1e12
     dtype = settings["network"].get("dtype", "float32")
-    peak = describe(settings)["peak_tflops"]
+    peak = peak_flops(jax.devices()[0].device_kind, dtype)
     memory = jax.local_devices()[0].memory_stats() or {}
     found = {
         "dtype": dtype,
         "batch_size": batch_size,
         "images_per_sec": speed,
         "tflops_per_device": flops,
-        "mfu": flops / peak[dtype] if isinstance(peak, dict) else None,
+        "mfu": peak and flops * 1e12 / peak,
         "parameters": planned.num_params,
         "planned_memory_gb": sum(planned.memory.values()) / 1e9,
         "steps": lines[-1]["step"],

@@ -19,7 +19,7 @@ import numpy as np
 
 from ddpm_jax import buckets
 from ddpm_jax.cli import command
-from ddpm_jax.compiled import estimates
+from ddpm_jax.compiled import estimates, peaks
 from ddpm_jax.distributed import devices, multihost
 from ddpm_jax.errors import ConfigError
 from ddpm_jax.evaluation import online
@@ -63,7 +63,7 @@ def train(experiment: Experiment, workdir: str | os.PathLike) -> int:
         _check_deterministic(experiment.training)
         options = _with_calls(experiment)
         experiment = experiment._replace(training=options)
-        compile_step = check(experiment)
+        checked = check(experiment)
         feed = experiment.dataset.feed(experiment.training.num_microbatches)
     score = None
     if experiment.scoring.every:  # all of them make it, with what they share
@@ -84,7 +84,7 @@ def train(experiment: Experiment, workdir: str | os.PathLike) -> int:
                 checkpoints, begun, notes = opened
                 if (checkpoints.latest_step() or 0) < options.num_steps:
                     # Meanwhile the first state is made, by another program, or read.
-                    compiled = enter(ThreadPoolExecutor(1)).submit(compile_step)
+                    compiled = enter(ThreadPoolExecutor(1)).submit(checked.compile)
         with multihost.error_barrier():
             state = _zeros(experiment)
             if jax.process_index() == 0:
@@ -108,7 +108,7 @@ def train(experiment: Experiment, workdir: str | os.PathLike) -> int:
         begun = f"going on from step {first}" if first else "training"
         tracker.line("; ".join([f"{begun} in {address}", *notes]))
         tracker.line("; ".join([str(feed.contents), *feed.notes]))
-        tracker.line(_network(experiment))
+        tracker.line(_network(experiment, checked.image_flops))
         tracker.settings(config.flat(experiment.config))
         every, averages = options.snapshot_every, options.averaging
         callbacks = [
@@ -127,7 +127,7 @@ def train(experiment: Experiment, workdir: str | os.PathLike) -> int:
             enter(closing(feed.ahead(first, options.num_steps, tracker.line))),
             experiment.keys[1],
             options,
-            feed.batch_size,
+            peaks.speeds(feed.batch_size, checked.image_flops, _dtype(experiment)),
             checkpoints,
             tracker,
             preemption,
@@ -190,15 +190,21 @@ def _zeros(experiment):
     )
 
 
-def _network(experiment):
-    """How large it is, and on what it is trained."""
+def _network(experiment, image_flops):
+    """How large it is, what a step takes, and on what."""
     params = jax.tree.leaves(experiment.model.abstract_params())
     count, num = sum(leaf.size for leaf in params), jax.device_count()
     kind, several = jax.devices()[0].device_kind, jax.process_count() > 1
     return (
-        f"{count:,} parameters on {num} {kind} device{'s' if num > 1 else ''}"
+        f"{count:,} parameters, {plan.flop(image_flops)} an image and step, "
+        f"on {num} {kind} device{'s' if num > 1 else ''}"
         f"{f' of {jax.process_count()} processes' if several else ''}"
     )
+
+
+def _dtype(experiment):
+    """What the network computes in."""
+    return experiment.model.protocol()["network"].get("dtype") or "float32"
 
 
 def _with_calls(experiment) -> TrainOptions:

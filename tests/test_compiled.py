@@ -17,7 +17,7 @@ from compiled_pieces import CONFIG, STEP
 
 from ddpm_jax import train
 from ddpm_jax.cli import command as cli
-from ddpm_jax.compiled import breakdown, estimates, programs, text, topologies
+from ddpm_jax.compiled import breakdown, estimates, peaks, programs, text, topologies
 from ddpm_jax.distributed import devices
 from ddpm_jax.errors import ConfigError
 from ddpm_jax.experiment import plan
@@ -216,6 +216,32 @@ def test_operations_stand_in_modules():
 def test_names_of_topologies(name, num_devices, links):
     topology = topologies.parse(name)
     assert (topology.num_devices, topology.links) == (num_devices, links)
+
+
+def test_peaks_of_the_data_sheets():
+    """By what JAX calls devices; where it is not known, none is told."""
+    peaks_of = {
+        ("TPU v5 lite", "float32"): 197e12,
+        ("TPU v5", "bfloat16"): 459e12,
+        ("TPU v6 lite", "bfloat16"): 918e12,
+        ("NVIDIA H100 80GB HBM3", "bfloat16"): 989e12,
+        ("NVIDIA H100 PCIe", "float32"): 378e12,
+        ("NVIDIA A100-SXM4-40GB", "float32"): 156e12,
+        ("NVIDIA L40S", "bfloat16"): 362e12,
+        ("NVIDIA L4", "bfloat16"): 121e12,
+        ("cpu", "float32"): None,
+    }
+    found = {given: peaks.peak_flops(*given) for given in peaks_of}
+    assert found == peaks_of
+
+
+def test_the_share_of_the_peak_by_hand(monkeypatch):
+    """64 images in half a second, a tenth of a TFLOP each, on eight devices."""
+    monkeypatch.setitem(peaks.GPUS, jax.devices()[0].device_kind, 100e12)
+    told = peaks.speeds(64, int(1e11), "bfloat16")(0.5)
+    assert told == {"images_per_sec": 128, "mfu": 128 * 1e11 / (8 * 100e12)}
+    monkeypatch.undo()
+    assert peaks.speeds(64, int(1e11), "bfloat16")(0.5) == {"images_per_sec": 128}
 
 
 def test_times_by_hand():

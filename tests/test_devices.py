@@ -114,7 +114,7 @@ def reductions(jaxpr):
 
 
 def test_the_traced_step_sums_each_gradient_once(params):
-    """Beside them the one metric and the vote.
+    """Beside them the vote and the metrics: the loss, a pair of each of four times.
 
     JAX traces a sum of a tree as one of each array; to join them is left to compilers.
     """
@@ -124,7 +124,7 @@ def test_the_traced_step_sums_each_gradient_once(params):
         make_train_step(loss_fn, tx, AVERAGES, axis_name=devices.AXIS), most=1
     )
     traced = jax.make_jaxpr(step)(init_state(params, tx), [batch()], KEY)
-    assert sum(reductions(traced.jaxpr)) == len(jax.tree.leaves(params)) + 2
+    assert sum(reductions(traced.jaxpr)) == len(jax.tree.leaves(params)) + 2 + 8
 
 
 def linear_step():
@@ -160,14 +160,14 @@ def test_a_step_may_be_compiled_before_its_first_call(most):
     """By another thread; the call then traces and compiles nothing."""
     (step, state), seen = linear_step(), []
     state = devices.replicate(jax.device_get(state))
-    compile_it = devices.trace_steps(step, most, state, points(0), KEY)
+    traced = devices.trace_steps(step, most, state, points(0), KEY)
 
     def see(event, seconds, **_):
         seen.append(event)
 
     jax.monitoring.register_event_duration_secs_listener(see)
     try:
-        thread = threading.Thread(target=compile_it)
+        thread = threading.Thread(target=traced.compile)
         thread.start()
         thread.join()
         assert any("backend_compile" in event for event in seen)

@@ -51,6 +51,30 @@ def test_the_loss_of_an_example_does_not_depend_on_its_batch():
     np.testing.assert_allclose(whole, np.mean(parts), rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "make", [losses.simple, losses.hybrid, losses.vlb], ids=lambda make: make.__name__
+)
+def test_the_loss_of_each_quarter_of_the_times(make):
+    """The loss here grows with the time; together they are the whole."""
+    shown, data = {}, batch(64)
+
+    def apply(params, x_t, index, cond, keys):
+        shown["t"] = index + 1
+        wrong = (1 + index / 10)[:, None, None, None] * jnp.ones_like(x_t)
+        learned = [] if make is losses.simple else [jnp.zeros_like(x_t)]
+        return jnp.concatenate([wrong, *learned], axis=-1)
+
+    loss, metrics = make(apply, SCHEDULE)(None, data, KEY)
+    parts = [metrics[f"loss_by_t/q{i}"] for i in range(4)]
+    bounds = [0, 12.5, 25, 37.5, 50]  # of 50 times
+    found = np.histogram(shown["t"], np.add(bounds, 0.01))[0] / 64
+    np.testing.assert_allclose([weight for _, weight in parts], found)
+    np.testing.assert_allclose(sum(share for share, _ in parts), loss, rtol=1e-5)
+    if make is losses.simple:
+        means = [share / weight for share, weight in parts]
+        assert means == sorted(means)
+
+
 def test_times_are_uniform_and_noise_is_new_at_each_key():
     """Indices 0 ... T - 1, that is t = 1 ... T, each as often; other keys, others."""
     seen = []

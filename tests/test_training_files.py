@@ -194,9 +194,13 @@ def test_pytorch_is_not_imported_to_write_records(tmp_path):
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | paths)
 
 
+def eight_a_step(seconds):
+    return {"images_per_sec": 8 / seconds}
+
+
 def test_the_meter_averages_each_interval():
     written = []
-    meter = Meter(2, lambda step, values: written.append((step, values)), batch_size=8)
+    meter = Meter(2, lambda step, values: written.append((step, values)), eight_a_step)
     for step in range(1, 6):
         meter.add(step, {"loss": jnp.array(float(step))})
     assert len(written) == 1  # steps 3 to 5 may still be under way
@@ -210,7 +214,7 @@ def test_the_meter_times_steps_only(monkeypatch):
     clock = iter([100.0, 101.0, 102.0, 203.0, 204.0])
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
     written = []
-    meter = Meter(5, lambda step, values: written.append(values), batch_size=8)
+    meter = Meter(5, lambda step, values: written.append(values), eight_a_step)
     for step in range(1, 6):
         meter.add(step, {"loss": jnp.array(1.0)})
         if step == 3:
@@ -227,7 +231,7 @@ def test_the_meter_takes_the_steps_of_a_call_apart(monkeypatch):
     meter = Meter(
         2,
         lambda step, values: written.append((step, values)),
-        batch_size=8,
+        eight_a_step,
         max_skipped=1,
         skip=lambda *what: skipped.append(what),
     )
@@ -250,14 +254,25 @@ def test_the_meter_takes_the_steps_of_a_call_apart(monkeypatch):
     assert speeds[0] is None
 
 
+def test_the_meter_averages_what_is_of_some_examples():
+    """Of each the examples count alike, whatever the steps they were in."""
+    written = []
+    meter = Meter(3, lambda step, values: written.append(values))
+    shares = [(0.5, 0.25), (0.0, 0.0), (3.0, 0.75)]  # losses of 2 and 4
+    for step, pair in enumerate(shares, 1):
+        meter.add(step, {"late": pair, "never": (0.0, 0.0), "loss": jnp.array(1.0)})
+    meter.pause()
+    assert written == [{"late": (0.25 * 2 + 0.75 * 4) / 1, "loss": 1.0}]
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_the_meter_refuses_what_is_not_finite(value):
-    meter = Meter(10, None, batch_size=8)
+    meter = Meter(10, None)
     meter.add(1, {"loss": jnp.array(1.0), "grad_norm": jnp.array(1.0)})
     meter.add(2, {"loss": jnp.array(1.0), "grad_norm": jnp.array(value)})
     with pytest.raises(DivergedError, match="grad_norm is (nan|inf) at step 2"):
         meter.pause()
-    meter = Meter(10, None, batch_size=8)
+    meter = Meter(10, None)
     meter.add(8, {"loss": jnp.array([1.0, value, 1.0, 1.0])}, 4)
     with pytest.raises(DivergedError, match="loss is (nan|inf) at step 6"):
         meter.pause()

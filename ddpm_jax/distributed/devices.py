@@ -8,16 +8,31 @@ exchanged but the results, between processes.
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental.multihost_utils import process_allgather
+from jax.extend.core import Jaxpr
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
 AXIS = "batch"
+
+
+class TracedSteps(NamedTuple):
+    """What is known of `parallel_steps` before its first call.
+
+    Attributes:
+      program: of a device; where a call takes several steps, that of one is in a loop.
+      compile: compiles it, as another thread may, for the first call to find; one of
+        several processes leaves that to the call.
+    """
+
+    program: Jaxpr
+    compile: Callable[[], None]
 
 
 def mapped_step(train_step: Callable, devices: Sequence[jax.Device] | None = None):
@@ -77,9 +92,7 @@ def parallel_steps(train_step: Callable, most: int) -> Callable:
     return steps
 
 
-def trace_steps(
-    train_step: Callable, most: int, state, batch, key
-) -> Callable[[], None]:
+def trace_steps(train_step: Callable, most: int, state, batch, key) -> TracedSteps:
     """Goes through the program of `parallel_steps` without compiling it.
 
     What is wrong with the step raises here; its first call does not trace it again.
@@ -90,34 +103,27 @@ def trace_steps(
       state: the state, or its shapes.
       batch: a host batch of this process, or its shapes.
       key: of the run.
-
-    Returns:
-      what compiles it, for another thread to do meanwhile, so that the first call finds
-      it. One of several processes leaves that to the call.
     """
     local = jax.local_device_count()
     whole = NamedSharding(_local_mesh(), P())
 
-    def shape_of(x, sharding=None):
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+    def laid(x):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole)
 
     def cut(x):
         size, *rest = x.shape
         steps = () if most == 1 else (most,)
         return jax.ShapeDtypeStruct((local, *steps, size // local, *rest), x.dtype)
 
-    state = jax.tree.map(lambda x: shape_of(x, whole), state)
-    given = state, jax.tree.map(cut, batch), shape_of(key)
-    votes, count = np.zeros(local, np.float32), np.int32(1)
-    counts = () if most == 1 else (count,)
+    given = [jax.tree.map(laid, state), jax.tree.map(cut, batch), key]
+    given += [np.zeros(local, np.float32), np.int32(1)][: 1 if most == 1 else 2]
     mapped = _mapped_steps(train_step, most)
-    jax.eval_shape(mapped, *given, votes, *counts)
 
     def compile_it():
         if jax.process_count() == 1:
-            mapped.lower(*given, votes, *counts).compile()
+            mapped.lower(*given).compile()
 
-    return compile_it
+    return TracedSteps(jax.make_jaxpr(mapped)(*given).jaxpr, compile_it)
 
 
 @functools.lru_cache(maxsize=8)

@@ -17,6 +17,7 @@ from ddpm_jax.data import images
 from ddpm_jax.distributed import devices
 from ddpm_jax.errors import ConfigError
 from ddpm_jax.experiment.config import override
+from ddpm_jax.experiment.cost import flops, program_of
 from ddpm_jax.experiment.dataset import Dataset, make_dataset
 from ddpm_jax.experiment.model import DECIDE, Model, build_model, make_loss
 from ddpm_jax.experiment.options import ScoreOptions, score_options, train_options
@@ -175,14 +176,24 @@ def _train_step(loss_fn, tx, rate_fn, averages, batch_size, num_microbatches, sk
     return step
 
 
-def check(experiment: Experiment) -> Callable[[], None]:
+class Checked(NamedTuple):
+    """A training step that was gone through.
+
+    Attributes:
+      image_flops: operations of its products and convolutions for each image, with
+        those of the gradient.
+      compile: compiles it, see `devices.TracedSteps`.
+    """
+
+    image_flops: int
+    compile: Callable[[], None]
+
+
+def check(experiment: Experiment) -> Checked:
     """Goes through the training step without compiling it, so that what fails, fails.
 
     Where the devices here can share a batch, it is the program that they will be given,
     whose first call does not trace it again.
-
-    Returns:
-      what compiles that program, see `devices.trace_steps`.
 
     Raises:
       ConfigError: what the loss, or the network in it, refuses.
@@ -191,17 +202,19 @@ def check(experiment: Experiment) -> Callable[[], None]:
     size, parts = experiment.dataset.batch_size, options.num_microbatches
     if size % (jax.device_count() * parts):
         params, batch = experiment.model.abstract_params(), experiment.abstract_batch(2)
-        attempt("loss", jax.eval_shape, experiment.loss_fn, params, batch, key)
-        return lambda: None
+        gradient = jax.grad(experiment.loss_fn, has_aux=True)
+        program = attempt("loss", program_of, gradient, params, batch, key)
+        return Checked(flops(program) // 2, lambda: None)
     most, state = options.steps_per_call or 1, experiment.abstract_state()
     batch = experiment.abstract_batch(size // jax.process_count())
     step = train_step(experiment)
     try:
-        return attempt("loss", devices.trace_steps, step, most, state, batch, key)
+        traced = attempt("loss", devices.trace_steps, step, most, state, batch, key)
     except ConfigError:  # unless it is not the loss that refuses
         update, params = experiment.tx.update, state.params
         attempt("optimizer", jax.eval_shape, update, params, state.opt_state, params)
         raise
+    return Checked(flops(traced.program) * jax.device_count() // size, traced.compile)
 
 
 def _on_device(batch, num_classes):

@@ -126,11 +126,11 @@ def report(
     rows += [
         ("network", "", ""),
         ("  parameters", f"{plan.num_params:,}", ""),
-        ("  a call, an image", _flop(plan.call_flops), ""),
-        ("  a sample", _flop(plan.sample_flops), f"{plan.network_calls:,} calls"),
+        ("  a call, an image", flop(plan.call_flops), ""),
+        ("  a sample", flop(plan.sample_flops), f"{plan.network_calls:,} calls"),
         ("training", "", ""),
-        ("  an image and its gradient", _flop(plan.step_flops), ""),
-        ("  a step", _flop(plan.step_flops * plan.batch_size), ""),
+        ("  an image and its gradient", flop(plan.step_flops), ""),
+        ("  a step", flop(plan.step_flops * plan.batch_size), ""),
         (
             "  images in a step",
             f"{plan.batch_size:,}",
@@ -138,7 +138,7 @@ def report(
         ),
         ("  steps", f"{plan.num_steps:,}", ""),
         ("  images in all", f"{images:,}", ""),
-        ("  in all", _flop(plan.step_flops * images), ""),
+        ("  in all", flop(plan.step_flops * images), ""),
     ]
     refused = cannot_share(plan.batch_size, plan.devices, plan.num_microbatches)
     return "\n".join([table(rows), refused] if refused else [table(rows)])
@@ -217,6 +217,7 @@ def _mega(num_bytes):
     return f"{num_bytes / 1e6:,.1f} MB"
 
 
-def _flop(number):
+def flop(number: float) -> str:
+    """Returns a number of operations in words."""
     power = min(int(math.log10(max(number, 1))) // 3, 6)
     return f"{number / 1000**power:,.1f} {' kMGTPE'[power]}FLOP"

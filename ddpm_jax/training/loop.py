@@ -107,7 +107,7 @@ def fit(
     batches,
     key: jax.Array,
     options: TrainOptions,
-    batch_size: int,
+    speeds: Callable[[float], dict[str, float]],
     checkpoints: Checkpoints,
     tracker: Tracker,
     preemption: Preemption,
@@ -122,7 +122,7 @@ def fit(
         method `measured()`, as `batches.Feed.ahead` gives it.
       key: of the run.
       options: for how long, and how often what is done.
-      batch_size: images of a step, on all devices.
+      speeds: what to record of the seconds that a step takes.
       checkpoints: where states are saved; on process 0 alone.
       tracker: what is told of the steps; on process 0 alone.
       preemption: whether it is to stop.
@@ -146,7 +146,7 @@ def fit(
         tracker.line(f"step {step} changed nothing: {why} ({left} such steps)")
 
     in_flight, max_skipped = options.in_flight, options.max_skipped
-    meter = Meter(options.log_every, log, batch_size, in_flight, max_skipped, skip)
+    meter = Meter(options.log_every, log, speeds, in_flight, max_skipped, skip)
     step = saved = int(state.step)
     intervals = [options.save_every, *(callback.every for callback in callbacks)]
     most = options.steps_per_call

@@ -28,7 +28,7 @@ class Meter:
         self,
         every: int,
         write: Callable,
-        batch_size: int,
+        speeds: Callable[[float], dict[str, float]] = lambda seconds: {},
         in_flight: int = 3,
         max_skipped: int = 0,
         skip: Callable = lambda step, why, skipped: None,
@@ -38,8 +38,8 @@ class Meter:
         Args:
           every: steps in an interval.
           write: called as write(step, averages) at the end of each interval.
-          batch_size: images in a step, for "images_per_sec", which leaves out the
-            first call, that compiles.
+          speeds: what to record of the seconds that a step takes, the first call left
+            out, that compiles.
           in_flight: how many calls may be under way.
           max_skipped: how many steps may have metrics that are not finite; the step
             itself must then have left its state as it was.
@@ -47,7 +47,7 @@ class Meter:
         """
         self._every = every
         self._write = write
-        self._batch_size = batch_size
+        self._speeds = speeds
         self._in_flight = in_flight
         self._max_skipped = max_skipped
         self._skip = skip
@@ -62,7 +62,8 @@ class Meter:
 
         Args:
           step: the last step of the call.
-          metrics: scalars, or arrays that begin with a value for each step.
+          metrics: scalars, or arrays that begin with a value for each step; or pairs
+            of them, a share of a mean and its weight (see `diffusion.losses`).
           count: how many steps it takes.
 
         Raises:
@@ -100,17 +101,19 @@ class Meter:
             seconds = (now - self._last) / len(steps)
         self._last = now
         for i, step in enumerate(steps):
-            values = {name: float(np.ravel(x)[i]) for name, x in metrics.items()}
+            values = jax.tree.map(lambda x, i=i: float(np.ravel(x)[i]), metrics)
             self._take_step(step, values, seconds)
 
     def _take_step(self, step, values, seconds):
-        bad = [f"{k} is {v}" for k, v in values.items() if not math.isfinite(v)]
+        pairs = {k: v if isinstance(v, tuple) else (v, 1.0) for k, v in values.items()}
+        bad = [f"{k} is {v}" for k, (v, _) in pairs.items() if not math.isfinite(v)]
         if bad:
             self._refuse(step, bad[0])
         else:
             self._count += 1
-            for name, value in values.items():
+            for name, (value, weight) in pairs.items():
                 self._sums[name] += value
+                self._weights[name] += weight
         self._newest = {k: v for k, v in values.items() if k in NEWEST}
         if seconds is not None:
             self._seconds += seconds
@@ -126,16 +129,19 @@ class Meter:
         self._skip(step, why, self._skipped)
 
     def _emit(self, step):
-        averages = {name: total / self._count for name, total in self._sums.items()}
+        found = {
+            name: total for name, total in self._sums.items() if self._weights[name]
+        }
+        averages = {name: total / self._weights[name] for name, total in found.items()}
         averages |= self._newest
         if self._skipped:
             averages["skipped"] = self._skipped
         if self._timed:
-            averages["images_per_sec"] = self._timed * self._batch_size / self._seconds
+            averages |= self._speeds(self._seconds / self._timed)
         self._write(step, averages)
         self._restart()
 
     def _restart(self):
-        self._sums = defaultdict(float)
+        self._sums, self._weights = defaultdict(float), defaultdict(float)
         self._count = self._timed = 0
         self._seconds = 0.0

@@ -102,7 +102,7 @@ def make_train_step(
 
 def _if_finite(metrics: dict, new: TrainState, old: TrainState) -> TrainState:
     """The new state, or the old one but for what counts steps."""
-    finite = jnp.isfinite(jnp.stack([*metrics.values()])).all()
+    finite = jnp.isfinite(jnp.stack(jax.tree.leaves(metrics))).all()
 
     def choose(new, old):
         counts = jnp.issubdtype(new.dtype, jnp.integer)

@@ -63,13 +63,16 @@ class Tracker:
         self._bar.update(steps)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Records scalars, one JSON object a line."""
+        """Records scalars, one JSON object a line.
+
+        Those of a group, as "loss_by_t/q0", are for charts: the terminal shows others.
+        """
         with self._path.open("a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-        self.line(f"step {step:>7}  {shown}")
+        shown = [f"{k} {value:.4g}" for k, value in values.items() if "/" not in k]
+        self.line(f"step {step:>7}  {'  '.join(shown)}")
 
     def settings(self, values: Mapping[str, Any]) -> None:
         """Records a config, by which TensorBoard tells runs from each other.

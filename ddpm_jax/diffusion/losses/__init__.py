@@ -13,6 +13,10 @@ A loss is loss_fn(params, batch, key) -> (loss, metrics). `batch` holds "image",
 random numbers apart; "label", int [batch], where the network is conditional; and
 "augmentation", [batch, numbers], where it is told how images were augmented. The
 network is `apply`, (params, x_t, index [batch], cond, dropout_keys [batch]) -> output.
+
+A metric is a scalar, the mean over the batch; or, where it is of some of the examples,
+a pair: its share of such a mean, and the part of the batch that they are. Devices and
+steps then average both.
 """
 
 from ddpm_jax.diffusion.losses.base import LossFn

@@ -1,9 +1,10 @@
-"""What losses share: a time and noise for each example, and a call of the network."""
+"""What losses share: times and noise, a call of the network, means over examples."""
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from ddpm_jax.diffusion import densities
 from ddpm_jax.diffusion.denoisers import call_network
@@ -11,7 +12,7 @@ from ddpm_jax.diffusion.process import diffuse
 
 UNIFORM = densities.uniform()
 
-# (params, batch, key) -> (loss, metrics)
+# (params, batch, key) -> (loss, metrics), see this package.
 LossFn = Callable[[Any, dict, jax.Array], tuple[jax.Array, dict]]
 
 
@@ -48,3 +49,30 @@ def draw_and_call(
     label = batch.get("label")
     called = call_network(apply, params, x_t, t, label, dropout_keys, **told)
     return x_0, x_t, t, eps, *called
+
+
+def mean_of_examples(schedule, t, each) -> tuple[jax.Array, dict]:
+    """The loss of a batch, and as metrics that of each quarter of the times.
+
+    Args:
+      schedule: the noise schedule.
+      t: of the examples, [batch].
+      each: their losses, [batch].
+
+    Returns:
+      (loss, {"loss": loss, "loss_by_t/q0": (its share, of so much of the batch), ...}),
+      the least noise first.
+    """
+    loss = jnp.mean(each)
+    quarter = (4 * t - 1) // schedule.num_steps
+    metrics = {"loss": loss}
+    for i in range(4):
+        within = quarter == i
+        share = jnp.mean(jnp.where(within, each, 0))
+        metrics[f"loss_by_t/q{i}"] = share, jnp.mean(within, dtype=each.dtype)
+    return loss, metrics
+
+
+def mean_of_image(x: jax.Array) -> jax.Array:
+    """[batch, ...] -> [batch]."""
+    return jnp.mean(x, axis=tuple(range(1, x.ndim)))

@@ -6,7 +6,12 @@ import jax
 import jax.numpy as jnp
 
 from ddpm_jax.diffusion.bound import make_term
-from ddpm_jax.diffusion.losses.base import LossFn, draw_and_call
+from ddpm_jax.diffusion.losses.base import (
+    LossFn,
+    draw_and_call,
+    mean_of_examples,
+    mean_of_image,
+)
 from ddpm_jax.diffusion.process import parameterization
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.diffusion.timesteps import trailing
@@ -35,12 +40,12 @@ def hybrid(
         x_0, x_t, t, eps, output, fraction = draw_and_call(
             apply, schedule, params, batch, key
         )
-        mse = jnp.mean((output - target(schedule, x_0, t, eps)) ** 2)
+        mse = mean_of_image((output - target(schedule, x_0, t, eps)) ** 2)
         mean = read(schedule, x_t, t, output)
         fixed = jax.lax.stop_gradient(mean)._replace(fraction=fraction)
-        vlb = schedule.num_steps * jnp.mean(term(fixed, x_0, t, t - 1))
-        loss = mse + vlb_weight * vlb
-        return loss, {"loss": loss, "mse": mse, "vlb": vlb}
+        vlb = schedule.num_steps * term(fixed, x_0, t, t - 1)
+        loss, metrics = mean_of_examples(schedule, t, mse + vlb_weight * vlb)
+        return loss, {**metrics, "mse": jnp.mean(mse), "vlb": jnp.mean(vlb)}
 
     return loss_fn
 
@@ -75,8 +80,9 @@ def vlb(
             raise ValueError(f"variance {variance!r} leaves a learned one untrained")
         mean = read(schedule, x_t, t, output)
         prediction = mean._replace(fraction=fraction)
-        loss = schedule.num_steps * jnp.mean(term(prediction, x_0, t, t - 1))
-        return loss, {"loss": loss, "vlb": loss}
+        vlb = schedule.num_steps * term(prediction, x_0, t, t - 1)
+        loss, metrics = mean_of_examples(schedule, t, vlb)
+        return loss, {**metrics, "vlb": loss}
 
     return loss_fn
 

@@ -2,11 +2,14 @@
 
 from collections.abc import Callable
 
-import jax.numpy as jnp
-
 from ddpm_jax.diffusion import densities, weightings
 from ddpm_jax.diffusion.densities import Density
-from ddpm_jax.diffusion.losses.base import LossFn, draw_and_call
+from ddpm_jax.diffusion.losses.base import (
+    LossFn,
+    draw_and_call,
+    mean_of_examples,
+    mean_of_image,
+)
 from ddpm_jax.diffusion.process import parameterization
 from ddpm_jax.diffusion.schedules import Schedule, log_snr
 
@@ -48,11 +51,9 @@ def simple(
                 "the loss 'simple' does not train a learned variance: choose 'hybrid', "
                 "'vlb', or a network without it"
             )
-        error = (output - target(schedule, x_0, t, eps)) ** 2
+        error = mean_of_image((output - target(schedule, x_0, t, eps)) ** 2)
         if weight is not None:
-            own = jnp.mean(error, axis=tuple(range(1, error.ndim)))
-            error = weight(log_snr(schedule, t)) * own
-        loss = jnp.mean(error)
-        return loss, {"loss": loss}
+            error = weight(log_snr(schedule, t)) * error
+        return mean_of_examples(schedule, t, error)
 
     return loss_fn

@@ -1,6 +1,8 @@
 """What comes after a step: checkpoints, pictures, scores, and what is not finite."""
 
 import contextlib
+import gzip
+import json
 import re
 from unittest.mock import Mock
 
@@ -112,6 +114,10 @@ def test_a_trace_of_some_steps(tmp_path, capsys, num_steps, traced):
     found = [*tmp_path.glob("plugins/profile/*/*.xplane.pb")]
     assert len(found) == bool(traced)
     assert f"a trace of {traced} steps is in" in said or not traced
+    for path in found:  # the steps are marked in it
+        path = path.with_name(path.name.replace(".xplane.pb", ".trace.json.gz"))
+        events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+        assert [each.get("name") for each in events].count("train") == traced
     assert fit(plain(f"train.num_steps={num_steps}"), tmp_path) == 0
 
 

@@ -51,7 +51,8 @@ def traced(
                 left = 0
                 say(f"no trace is written: {one_line(error)}")
         calls += 1
-        results = train_step(state, batches, *given)
+        with jax.profiler.StepTraceAnnotation("train", step_num=calls):
+            results = train_step(state, batches, *given)
         if is_tracing:
             left -= len(batches)
             if left <= 0:

@@ -53,7 +53,8 @@ def parse_config(parser: argparse.ArgumentParser) -> argparse.Namespace:
         "--config",
         required=True,
         metavar="FILE.py[:VARIANT]",
-        help="the recipe, a Python file such as configs/digits.py",
+        help="the recipe, a Python file such as configs/digits.py; where there is none "
+        "of this name, that which comes with the package",
     )
     parser.add_argument(
         "--workdir",
@@ -124,6 +125,8 @@ def run(
         for path, later in config.undone(args.overrides):
             told = f"warning: --config.{path} has no effect: --config.{later} follows"
             multihost.on_primary(lambda told=told: print(told))
+        if file := config.recipe(getattr(args, "config", None) or ""):
+            multihost.on_primary(lambda: print(f"recipe: {file}"))
         code = main(args)
     except KeyboardInterrupt:
         code = _failed("interrupted", 130)

@@ -9,6 +9,7 @@ import ast
 import inspect
 import json
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from ddpm_jax.errors import ConfigError, unknown
@@ -33,6 +34,9 @@ LISTS = (
     ("network", "attention_resolutions"),
     ("timesteps", "times"),
 )
+# The recipes that come with the package: within it where it was built, else beside it.
+PACKAGE = Path(__file__).parents[1]
+RECIPES = (PACKAGE / "configs", PACKAGE.parent / "configs")
 
 
 def read_config(spec: str, overrides: Iterable[str] = ()) -> dict[str, Any]:
@@ -40,6 +44,8 @@ def read_config(spec: str, overrides: Iterable[str] = ()) -> dict[str, Any]:
 
     Args:
       spec: the path of a Python file, with `:variant` behind it where it asks for one.
+        Where there is no file `digits.py` or `configs/digits.py`, the recipe of this
+        name that comes with the package is read.
       overrides: such as "optimizer.learning_rate=1e-4", or a section anew, such as
         "sampler={'name': 'ddpm'}"; values are Python literals, anything else is text.
 
@@ -47,7 +53,11 @@ def read_config(spec: str, overrides: Iterable[str] = ()) -> dict[str, Any]:
       ConfigError: if there is no such file or variant, or an override names no section.
     """
     path, _, variant = spec.partition(":")
-    get_config = function_of(path, "get_config")
+    file = recipe(spec)
+    if file is None and _may_be_recipe(path):
+        raise ConfigError(f"no file {path!r} here; {_unknown(path)}")
+    file = file or path
+    get_config = function_of(file, "get_config")
     if bool(variant) != bool(inspect.signature(get_config).parameters):
         hint = f"takes no variant, but {variant!r} was given"
         if not variant:
@@ -56,8 +66,32 @@ def read_config(spec: str, overrides: Iterable[str] = ()) -> dict[str, Any]:
     try:
         config = get_config(variant) if variant else get_config()
     except Exception as error:  # whatever the file does
-        raise ConfigError(explained(path, error)) from error
+        raise ConfigError(explained(file, error)) from error
     return override(config, overrides)
+
+
+def recipe(spec: str) -> str | None:
+    """Returns the file of the package that a spec means; None where it means its own.
+
+    Args:
+      spec: see `read_config`.
+    """
+    path = spec.partition(":")[0]
+    if not _may_be_recipe(path):
+        return None
+    files = (folder / Path(path).name for folder in RECIPES)
+    return next((str(file) for file in files if file.is_file()), None)
+
+
+def _may_be_recipe(path):
+    """Whether there is no such file, and the name is as those of recipes are."""
+    folder = Path(path).parent
+    return folder in (Path(), Path("configs")) and not Path(path).exists()
+
+
+def _unknown(path):
+    names = {file.name for folder in RECIPES for file in folder.glob("*.py")}
+    return unknown("recipe of ddpm_jax", Path(path).name, names)
 
 
 def override(config: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ parameters without classes, AdamW at 2e-4 after a ramp of 2,500 steps, with beta
 and 0.999 and a weight decay of 0.03, flips. Their chain is continuous, with betas from
 0.1 to 20 over time 1; in a thousand steps it is the linear schedule.
 
-Cost: 500,000 steps of batch 128, 4.7 EFLOP. Result: FID 3.11 with 1000 steps of the
+Cost: 500,000 steps of batch 128, 4.8 EFLOP. Result: FID 3.11 with 1000 steps of the
 reverse SDE:
 
   python -m ddpm_jax.evaluate --workdir runs/cifar_uvit --metrics fid --num 50000 \\

@@ -15,8 +15,8 @@ Cost and results, FID of 50,000 samples, 50 for each class, against the training
 by 50 steps of Heun (99 calls) with guidance between flow times 0.1 and 1:
 
         parameters    200 epochs, 250,000 steps of 1024    600 epochs    guidance
-  B16   131M          FID 4.37, 38 EFLOP                   3.66          2.9
-  L16   459M          FID 2.79, 135 EFLOP                  2.36          2.4
+  B16   131M          FID 4.37, 40 EFLOP                   3.66          2.9
+  L16   459M          FID 2.79, 138 EFLOP                  2.36          2.4
 
 600 epochs are --config.train.num_steps=750600. The code behind these numbers stops
 short of the clean image in its last steps, and so does this recipe (`sampler.t_eps`).

@@ -22,7 +22,7 @@ Cost and results, by their paper:
   unconditional  1.5M steps of batch 128     3.57 bits/dim, FID 19.2, 4000 steps
   conditional    250,000 steps of batch 2048  FID 2.92, 250 steps (--steps 250)
 
-which is 46 and 274 EFLOP. What a device needs for it is told by --plan, as in
+which is 43 and 257 EFLOP. What a device needs for it is told by --plan, as in
 
   python -m ddpm_jax.train --config configs/imagenet64.py:conditional --plan 64
 

@@ -7,8 +7,8 @@ The recipe of imagenet256_jit.py with the data of imagenet64.py, which says how 
 had. Cost: 200 epochs, 250,000 steps of batch 1024.
 
         parameters
-  S4     33M          10 EFLOP, a size of this project: not published
-  B4    130M          38 EFLOP, FID 3.55 in the paper's Table 2
+  S4     33M          11 EFLOP, a size of this project: not published
+  B4    130M          40 EFLOP, FID 3.55 in the paper's Table 2
 
 With patches as small as these every choice of what is predicted works there, x_0 no
 better than others. Guidance 2.9 is that of B16, as the paper does not say.

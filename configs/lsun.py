@@ -14,7 +14,7 @@ All but bedroom are mirrored at random, as the paper says.
 import runpy
 from pathlib import Path
 
-STEPS = {"bedroom": 2_400_000, "church": 1_200_000, "cat": 1_800_000}
+VARIANTS = {"bedroom": 2_400_000, "church": 1_200_000, "cat": 1_800_000}
 DATASETS = {
     "bedroom": "lsun/bedroom",
     "church": "lsun/church_outdoor",
@@ -23,10 +23,10 @@ DATASETS = {
 
 
 def get_config(variant):
-    if variant not in STEPS:
-        raise ValueError(f"no variant {variant!r}; there are: {', '.join(STEPS)}")
+    if variant not in VARIANTS:
+        raise ValueError(f"no variant {variant!r}; there are: {', '.join(VARIANTS)}")
     celebahq = Path(__file__).with_name("celebahq256.py")
     config = runpy.run_path(str(celebahq))["get_config"]()
     config["data"] |= dict(dataset=DATASETS[variant], flip=variant != "bedroom")
-    config["train"] |= dict(num_steps=STEPS[variant])
+    config["train"] |= dict(num_steps=VARIANTS[variant])
     return config

@@ -2,6 +2,7 @@
 
 import functools
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -218,3 +219,13 @@ def test_a_batch_that_is_none_is_refused(main):
     override = "--config.data.batch_size=many"
     code, said = main("--config", "configs/digits.py", "--plan", override)
     assert code == 1 and "batch_size must be whole and at least 1" in said
+
+
+def test_a_recipe_of_the_package_is_named(main, tmp_path, monkeypatch):
+    override = "--config.data.batch_size=many"
+    given = ("--config", "configs/digits.py", "--plan", override)
+    assert "recipe:" not in main(*given)[1]  # that of this folder
+    there = Path("configs/digits.py").resolve()
+    monkeypatch.chdir(tmp_path)
+    code, said = main(*given)
+    assert code == 1 and f"recipe: {there}\n" in said

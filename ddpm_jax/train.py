@@ -28,11 +28,11 @@ from ddpm_jax.experiment.build import Experiment, build, check, train_step
 from ddpm_jax.experiment.init_from import initial_params
 from ddpm_jax.experiment.options import train_options
 from ddpm_jax.places import check_scheme
-from ddpm_jax.training import calls, profiling, snapshots, trackers
+from ddpm_jax.training import calls, profiling, snapshots
 from ddpm_jax.training.checkpoints import Checkpoints
+from ddpm_jax.training.journal import Journal, line
 from ddpm_jax.training.loop import TrainOptions, fit
 from ddpm_jax.training.preemption import Preemption
-from ddpm_jax.training.trackers import Tracker
 from ddpm_jax.training.uploads import Uploads
 
 # What makes XLA's programs for GPUs give the same bits each time.
@@ -101,48 +101,49 @@ def train(experiment: Experiment, workdir: str | os.PathLike) -> int:
         state = devices.replicate(state)  # as steps return it: one program, not two
         with multihost.error_barrier():
             multihost.on_primary(lambda: run.write_config(workdir, experiment.config))
-            tracker = multihost.on_primary(
-                lambda: Tracker(workdir, first, options.num_steps)
+            journal = multihost.on_primary(
+                lambda: Journal(workdir, first, options.num_steps, options.trackers)
             )
-            enter(closing(tracker))
+            stack.push(lambda *error: journal.close(failed=error[0] is not None))
         begun = f"going on from step {first}" if first else "training"
-        tracker.line("; ".join([f"{begun} in {address}", *notes]))
-        tracker.line("; ".join([str(feed.contents), *feed.notes]))
-        tracker.line(_network(experiment, checked.image_flops))
-        tracker.settings(config.flat(experiment.config))
+        journal.line("; ".join([f"{begun} in {address}", *notes]))
+        journal.line("; ".join([str(feed.contents), *feed.notes]))
+        journal.line(_network(experiment, checked.image_flops))
+        journal.settings(config.flat(experiment.config))
         every, averages = options.snapshot_every, options.averaging
         callbacks = [
             snapshots.callback(workdir / run.SNAPSHOTS, every, averages),
-            online.pictures(experiment, workdir, tracker),
+            online.pictures(experiment, workdir, journal),
         ]
         if score is not None:
-            callbacks.append(online.scores(experiment, score, tracker))
+            callbacks.append(online.scores(experiment, score, journal))
         steps = devices.parallel_steps(train_step(experiment), options.steps_per_call)
         profile = options.profile if jax.process_index() == 0 else 0
         if compiled is not None:
             compiled.result()
         reached = fit(
-            enter(profiling.traced(steps, workdir, profile, tracker.line)),
+            enter(profiling.traced(steps, workdir, profile, journal.line)),
             state,
-            enter(closing(feed.ahead(first, options.num_steps, tracker.line))),
+            enter(closing(feed.ahead(first, options.num_steps, journal.line))),
             experiment.keys[1],
             options,
             peaks.speeds(feed.batch_size, checked.image_flops, _dtype(experiment)),
             checkpoints,
-            tracker,
+            journal,
             preemption,
             callbacks,
         )
         with multihost.error_barrier():
-            tracker.flush()
+            journal.flush()
             uploads.finish()
         if reached < options.num_steps:
-            tracker.line(f"stopped at step {reached}; the same command goes on from it")
+            journal.line(f"stopped at step {reached}; the same command goes on from it")
             return preemption.exit_code
-        tracker.line(f"done: step {reached} of {address}")
-        tracker.line(
-            f"next: python -m ddpm_jax.sample --workdir {address}, .evaluate or .demo; "
-            f"tensorboard --logdir {address}"
+        journal.line(f"done: step {reached} of {address}")
+        watch = f"; tensorboard --logdir {address}"
+        journal.line(
+            f"next: python -m ddpm_jax.sample --workdir {address}, .evaluate or .demo"
+            f"{watch if 'tensorboard' in options.trackers else ''}"
         )
         return 0
 
@@ -150,7 +151,7 @@ def train(experiment: Experiment, workdir: str | os.PathLike) -> int:
 def _uploads(address, options, preemption):
     """Keeps the run in a bucket."""
     every, stop = options.upload_every, preemption.request
-    return Uploads(address, options.keep, every, trackers.line, stop)
+    return Uploads(address, options.keep, every, line, stop)
 
 
 def _open(workdir, experiment, feed, stack, found):

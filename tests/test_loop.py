@@ -55,7 +55,7 @@ def test_pictures_scores_and_records_that_fail_end_no_training(
     monkeypatch.setattr(train.online, "make_scorer", scorer)
     (tmp_path / "samples").write_text("in the way")
     full = OSError(28, "No space left on device", "metrics.jsonl")
-    monkeypatch.setattr(train.Tracker, "metrics", Mock(side_effect=full))
+    monkeypatch.setattr(train.Journal, "metrics", Mock(side_effect=full))
     settings = small("train.sample_every=2", "evaluation.every=2", "train.log_every=2")
     assert fit(settings, tmp_path) == 0
     said = [line for line in capsys.readouterr().out.splitlines() if "goes on" in line]

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from ddpm_jax.training.checkpoints import Checkpoints
+from ddpm_jax.training.journal import Journal
 from ddpm_jax.training.meter import DivergedError, Meter
 from ddpm_jax.training.step import TrainState
-from ddpm_jax.training.trackers import Tracker
 
 
 def state(step, value=1.0):
@@ -150,13 +150,13 @@ def lines(tmp_path):
 
 def test_records_go_on_where_the_state_does(tmp_path):
     """What was recorded after the last checkpoint is taken out, torn lines too."""
-    writer = Tracker(tmp_path, 0, 10)
+    writer = Journal(tmp_path, 0, 10, ["tensorboard"])
     for step in (1, 2, 3):
         writer.metrics(step, {"loss": step / 2})
     writer.close()
     with (tmp_path / "metrics.jsonl").open("ab") as file:
         file.write(b'\xff\xfe\n{"step": 4, "lo')
-    writer = Tracker(tmp_path, 2, 10)
+    writer = Journal(tmp_path, 2, 10, ["tensorboard"])
     writer.metrics(3, {"loss": 9.0})
     writer.picture(3, "samples", np.zeros((4, 4, 1), np.uint8))
     writer.close()
@@ -169,7 +169,7 @@ def test_records_go_on_where_the_state_does(tmp_path):
 
 
 def test_a_config_is_recorded_for_tensorboard(tmp_path):
-    writer = Tracker(tmp_path, 0, 10)
+    writer = Journal(tmp_path, 0, 10, ["tensorboard"])
     settings = {"image_shape": [8, 8, 1], "optimizer.name": "adam", "seed": 0}
     writer.settings(settings | {"loss.weighting": None, "network.remat": False})
     writer.close()
@@ -183,15 +183,6 @@ def test_a_config_is_recorded_for_tensorboard(tmp_path):
         b"| loss.weighting | None |",
     ):
         assert wanted in content
-
-
-def test_pytorch_is_not_imported_to_write_records(tmp_path):
-    """Where it is installed it would take seconds."""
-    (tmp_path / "torch.py").write_text("Tensor = object\n")
-    code = "import sys, ddpm_jax.training.trackers as t; assert not {'torch'} & {*sys."
-    code += "modules}; import tensorboardX, torch; assert t.tensorboardX"
-    paths = {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
-    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | paths)
 
 
 def eight_a_step(seconds):

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import services
 from jobs import Job, environment, final_state, small, training
 from plain import NAME
 from tiny import fit
@@ -93,6 +94,21 @@ def test_a_run_goes_on_elsewhere_bit_for_bit(address, whole, capsys):
     there = objects(address)
     assert {"config.json", "data.json", "samples/step_00000005.png"} <= there
     assert any(name.startswith("events.") for name in there)
+
+
+@ONE
+def test_a_run_is_known_again_elsewhere_by_who_shows_it(address, monkeypatch):
+    """What they keep of it themselves stays on its machine."""
+    module = services.wandb()
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    for steps in (2, 4):
+        settings = small(f"train.num_steps={steps}", "train.trackers=wandb")
+        assert fit(settings, address) == 0
+        assert (place(address) / "wandb" / "run.wandb").exists()
+        assert not any(name.startswith("wandb/") for name in objects(address))
+        lose_machine()
+    assert [each.resumed for each in module.runs] == [False, True]
+    assert module.runs[0].name == address.rpartition("/")[2]
 
 
 @ONE

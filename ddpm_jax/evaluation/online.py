@@ -14,8 +14,8 @@ from ddpm_jax.experiment.build import Experiment
 from ddpm_jax.experiment.sections import attempt
 from ddpm_jax.metrics.by_name import METRICS, SIGNS, Value, check
 from ddpm_jax.sampling.draw import sample_keys, sample_labels
+from ddpm_jax.training.journal import Journal
 from ddpm_jax.training.loop import Callback
-from ddpm_jax.training.trackers import Tracker
 
 
 def make_scorer(experiment: Experiment) -> Callable[[Any], Value]:
@@ -58,24 +58,24 @@ def make_scorer(experiment: Experiment) -> Callable[[Any], Value]:
 
 
 def scores(
-    experiment: Experiment, score: Callable[[Any], Value], tracker: Tracker
+    experiment: Experiment, score: Callable[[Any], Value], journal: Journal
 ) -> Callback:
     """Makes what scores the averaged parameters, and records the score.
 
     Args:
       experiment: whose section `evaluation` says how often.
       score: of `make_scorer`.
-      tracker: where it is recorded.
+      journal: where it is recorded.
     """
     metric = experiment.scoring.metric
 
     @functools.cache
     def warn_once(text):
-        tracker.line(text)
+        journal.line(text)
 
     def call(step, state):
         value = score(state.ema_params)
-        tracker.metrics(step, {metric: value.value})
+        journal.metrics(step, {metric: value.value})
         for warning in value.warnings:
             warn_once(f"{metric} of {warning}")
         return records(metric, value)
@@ -90,13 +90,13 @@ def records(metric: str, value: Value) -> dict[str, float] | None:
     return {metric: value.value, "rank": SIGNS[metric] * value.value}
 
 
-def pictures(experiment: Experiment, workdir: Path, tracker: Tracker) -> Callback:
+def pictures(experiment: Experiment, workdir: Path, journal: Journal) -> Callback:
     """Makes what draws samples of the averaged parameters into a grid.
 
     Args:
       experiment: whose section `train` says how many, and how often.
       workdir: the folder of the run.
-      tracker: where the grid is recorded, too.
+      journal: where the grid is recorded, too.
     """
     model, num = experiment.model, experiment.training.num_samples
     draw = devices.parallel_map(model.picture_fn, num)
@@ -106,6 +106,6 @@ def pictures(experiment: Experiment, workdir: Path, tracker: Tracker) -> Callbac
         picture = images.grid(draw(state.ema_params, keys, labels))
         path = workdir / "samples" / f"step_{step:08}.png"
         multihost.on_primary(lambda: images.save_png(path, picture))
-        tracker.picture(step, "samples", picture)
+        journal.picture(step, "samples", picture)
 
     return Callback("picture", experiment.training.sample_every, call)

@@ -37,6 +37,8 @@ LISTS = (
 # The recipes that come with the package: within it where it was built, else beside it.
 PACKAGE = Path(__file__).parents[1]
 RECIPES = (PACKAGE / "configs", PACKAGE.parent / "configs")
+# Lists of names, which can be given as in a,b.
+NAMES = (("train", "trackers"),)
 
 
 def read_config(spec: str, overrides: Iterable[str] = ()) -> dict[str, Any]:
@@ -117,6 +119,9 @@ def override(config: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]
     for section, key in LISTS:
         if type(config.get(section, {}).get(key)) is int:
             config[section][key] = [config[section][key]]
+    for section, key in NAMES:
+        if isinstance(names := config.get(section, {}).get(key), str):
+            config[section][key] = [name for name in names.split(",") if name]
     return config
 
 

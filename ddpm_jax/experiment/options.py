@@ -12,6 +12,7 @@ from ddpm_jax.experiment.sections import attempt, call, signature
 from ddpm_jax.metrics.by_name import SIGNS
 from ddpm_jax.training import ema
 from ddpm_jax.training.loop import TrainOptions
+from ddpm_jax.training.trackers import TRACKERS
 
 # Where a sampler needs times of its own, unless others are asked for: Heun's steps must
 # not divide the noise level by much.
@@ -132,7 +133,7 @@ def train_options(config: dict[str, Any]) -> TrainOptions:
         "deterministic": 0,
         "profile": 0,
     }
-    for name, value in options._replace(averages=None)._asdict().items():
+    for name, value in options._replace(averages=None, trackers=None)._asdict().items():
         if value is not None and value < least[name]:
             raise ConfigError(
                 f"config.train.{name} must be {least[name]} or more, got {value}"
@@ -141,6 +142,11 @@ def train_options(config: dict[str, Any]) -> TrainOptions:
         value = getattr(options, name)
         if value is not None and value >= 1:
             raise ConfigError(f"config.train.{name} must be below 1, got {value}")
+    for name in options.trackers:
+        if name not in TRACKERS:
+            raise ConfigError(
+                f"config.train.trackers: {unknown('tracker', name, TRACKERS)}"
+            )
     return options._replace(averages=_averages(options))
 
 

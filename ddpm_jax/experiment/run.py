@@ -52,6 +52,7 @@ MUTABLE = (
     "train.max_skipped",
     "train.steps_per_call",
     "train.timeout",
+    "train.trackers",
     "train.profile",
 )
 

@@ -103,7 +103,7 @@ def _spoken(wanted) -> str:
     if isinstance(wanted, types.UnionType):
         return " or ".join(_spoken(each) for each in typing.get_args(wanted))
     if typing.get_origin(wanted) is collections.abc.Sequence:
-        return "a list, as in 1,2"
+        return f"a list, as in {'a,b' if typing.get_args(wanted) == (str,) else '1,2'}"
     words = {
         int: "a whole number",
         float: "a number",

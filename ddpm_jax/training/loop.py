@@ -15,10 +15,10 @@ from ddpm_jax.errors import ConfigError, one_line
 from ddpm_jax.training import calls
 from ddpm_jax.training.checkpoints import Checkpoints
 from ddpm_jax.training.ema import MAIN, Average, constant
+from ddpm_jax.training.journal import Journal
 from ddpm_jax.training.meter import DivergedError, Meter
 from ddpm_jax.training.preemption import Preemption
 from ddpm_jax.training.step import TrainState
-from ddpm_jax.training.trackers import Tracker
 from ddpm_jax.training.watchdog import Watchdog
 
 
@@ -49,6 +49,8 @@ class TrainOptions(NamedTuple):
         otherwise. Calls end where something is saved or drawn.
       augmentation: probability of each augmentation of training images that does not
         leak (see `training.augmentation`), 0 for none; the network is told of them.
+      trackers: by name, where the run is shown while it trains, beside the lines of
+        `metrics.jsonl` and the terminal (see `training.trackers`).
       profile: how many steps a trace is written of, after the first few; 0 for none.
       deterministic: whether GPUs give the same bits each time, as others do anyway.
     """
@@ -69,6 +71,7 @@ class TrainOptions(NamedTuple):
     steps_per_call: int | None = None
     deterministic: bool = False
     augmentation: float = 0.0
+    trackers: Sequence[str] = ("tensorboard",)
     profile: int = 0
 
     @property
@@ -109,7 +112,7 @@ def fit(
     options: TrainOptions,
     speeds: Callable[[float], dict[str, float]],
     checkpoints: Checkpoints,
-    tracker: Tracker,
+    journal: Journal,
     preemption: Preemption,
     callbacks: Sequence[Callback] = (),
 ) -> int:
@@ -124,7 +127,7 @@ def fit(
       options: for how long, and how often what is done.
       speeds: what to record of the seconds that a step takes.
       checkpoints: where states are saved; on process 0 alone.
-      tracker: what is told of the steps; on process 0 alone.
+      journal: what is told of the steps; on process 0 alone.
       preemption: whether it is to stop.
       callbacks: what else is done between steps.
 
@@ -138,12 +141,12 @@ def fit(
 
     def log(step, averages):
         measured = batches.measured()
-        with _late("record", step, tracker):
-            tracker.metrics(step, {**averages, **measured})
+        with _late("record", step, journal):
+            journal.metrics(step, {**averages, **measured})
 
     def skip(step, why, skipped):
         left = f"{skipped} of at most {options.max_skipped}"
-        tracker.line(f"step {step} changed nothing: {why} ({left} such steps)")
+        journal.line(f"step {step} changed nothing: {why} ({left} such steps)")
 
     in_flight, max_skipped = options.in_flight, options.max_skipped
     meter = Meter(options.log_every, log, speeds, in_flight, max_skipped, skip)
@@ -168,7 +171,7 @@ def fit(
                     checkpoints.wait()
                 raise _advised(error, saved) from error
             watchdog.heartbeat(f"step {step}")
-            tracker.advance(len(call))
+            journal.advance(len(call))
             with watchdog.paused():
                 if save:  # before anything else that could fail
                     checkpoints.save(state)
@@ -176,7 +179,7 @@ def fit(
                 for callback in due:
                     if callback.of_checkpoint:
                         checkpoints.wait()
-                    with _late(callback.makes, step, tracker):
+                    with _late(callback.makes, step, journal):
                         if scores := callback.call(step, state):
                             checkpoints.add_scores(step, scores)
             if last:
@@ -198,7 +201,7 @@ def _advised(error: DivergedError, saved: int) -> DivergedError:
 
 
 @contextlib.contextmanager
-def _late(what: str, step: int, tracker: Any):
+def _late(what: str, step: int, journal: Any):
     """A record, picture or score that fails is told, and training goes on.
 
     Where there are several processes, only what fails on all of them, or after all that
@@ -212,4 +215,4 @@ def _late(what: str, step: int, tracker: Any):
             raise
         kind = "" if expected else f"{type(error).__name__}: "
         said = f"{kind}{one_line(error)}"[:300]
-        tracker.line(f"no {what} of step {step} ({said}); training goes on")
+        journal.line(f"no {what} of step {step} ({said}); training goes on")

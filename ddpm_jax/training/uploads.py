@@ -27,8 +27,10 @@ _POLL = 2.0  # seconds between looks for a new checkpoint
 _EVERY = 60.0  # seconds between sending what grows
 _SECONDS = 60.0  # for which a request is made again, while training goes on
 _PATIENCE = 300.0  # seconds for sending all in the end
-_NEEDED = ("config.json", "data.json", "metrics.jsonl")  # and checkpoints/, and code/
+# And checkpoints/, and code/.
+_NEEDED = ("config.json", "data.json", "metrics.jsonl", "run_id")
 _DATA = "data.json"  # which is deleted to go on with other data
+_KEPT = ("damaged", "wandb")  # put aside; sent by its own program
 _PINNED = ".sending"  # the folder of checkpoints under way
 _RUN = ".run"  # the file that says of which run a folder is
 
@@ -225,7 +227,7 @@ class Uploads(contextlib.AbstractContextManager):
         return [name for name in names if _step(name) >= 0]
 
     def _files(self):
-        """What of the folder is sent: nothing hidden, unfinished or put aside."""
+        """What of the folder is sent: nothing hidden, unfinished or kept here."""
         for folder, folders, names in os.walk(self.folder):
             within = Path(folder).relative_to(self.folder)
             folders[:] = [
@@ -233,7 +235,7 @@ class Uploads(contextlib.AbstractContextManager):
                 for name in folders
                 if not name.startswith(".")
                 and "orbax-checkpoint-tmp" not in name
-                and (within / name).as_posix() != "damaged"
+                and (within / name).as_posix() not in _KEPT
             ]
             for name in names:
                 if not name.startswith("."):

@@ -1,42 +1,34 @@
-"""Records of a run: `metrics.jsonl`, TensorBoard event files, pictures, a terminal."""
+"""What is said of a run: to `metrics.jsonl`, a terminal, and trackers."""
 
 import contextlib
 import json
 import os
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from ddpm_jax.errors import one_line
 from ddpm_jax.files import atomic_write
+from ddpm_jax.training.trackers import TRACKERS
+from ddpm_jax.training.trackers.base import Tracker
 
 
-@contextlib.contextmanager
-def _without(*names: str) -> Iterator[None]:
-    """Lets what is imported within do without these packages, if it can."""
-    hidden = [name for name in names if name not in sys.modules]
-    sys.modules |= dict.fromkeys(hidden)
-    try:
-        yield
-    finally:
-        for name in hidden:
-            del sys.modules[name]
+class Journal:
+    """Writes metrics into a run's folder and to the terminal, and tells trackers.
 
+    What fails in a tracker, once it has begun, is said once, and nothing more is done.
+    """
 
-# For its graphs and for buckets, neither of which is used, it would import these, and
-# PyTorch takes seconds.
-with _without("torch", "boto3", "google.cloud.storage"):
-    import tensorboardX
-    import tensorboardX.summary
-
-
-class Tracker:
-    """Writes metrics and pictures into a run's folder and to the terminal."""
-
-    def __init__(self, workdir: str | os.PathLike, first_step: int, num_steps: int):
+    def __init__(
+        self,
+        workdir: str | os.PathLike,
+        first_step: int,
+        num_steps: int,
+        trackers: Iterable[str] = (),
+    ):
         """Continues the records of a run.
 
         Args:
@@ -44,12 +36,17 @@ class Tracker:
           first_step: the steps taken so far; what was recorded beyond them, before a
             run was killed, is taken out.
           num_steps: the steps to take in all, for the progress bar.
+          trackers: names of `TRACKERS`.
+
+        Raises:
+          OSError: if a tracker cannot begin, and what to do.
         """
         self._path = Path(workdir) / "metrics.jsonl"
         _forget_after(self._path, first_step)
-        self._board = tensorboardX.SummaryWriter(
-            str(workdir), purge_step=first_step + 1 if first_step else None
-        )
+        self._trackers = {
+            name: _begun(name, Path(workdir), first_step) for name in trackers
+        }
+        self._said = set()
         self._bar = tqdm(
             initial=first_step,
             total=num_steps,
@@ -69,46 +66,68 @@ class Tracker:
         """
         with self._path.open("a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        self._tell("metrics", step, values)
         shown = [f"{k} {value:.4g}" for k, value in values.items() if "/" not in k]
         self.line(f"step {step:>7}  {'  '.join(shown)}")
 
     def settings(self, values: Mapping[str, Any]) -> None:
-        """Records a config, by which TensorBoard tells runs from each other.
+        """Tells the config, by which trackers tell runs from each other.
 
         Args:
           values: of the config, by their whole names, as "optimizer.learning_rate".
         """
-        plain = bool, int, float, str
-        shown = {k: v if isinstance(v, plain) else str(v) for k, v in values.items()}
-        for summary in tensorboardX.summary.hparams(shown, {"loss": 0.0}):
-            self._board.file_writer.add_summary(summary)
-        lines = (f"| {name} | {value} |" for name, value in values.items())
-        self._board.add_text("config", "\n".join(["| | |", "|---|---|", *lines]))
+        self._tell("settings", values)
 
     def picture(self, step: int, name: str, picture: np.ndarray) -> None:
-        """Records a picture, uint8 [height, width, channels], in the event file."""
-        self._board.add_image(name, picture, step, dataformats="HWC")
+        """Tells a picture, uint8 [height, width, channels]."""
+        self._tell("picture", step, name, picture)
 
     def line(self, text: str) -> None:
         """Writes a line to the terminal, above the progress bar."""
         line(text)
 
     def flush(self) -> None:
-        """Writes to the files what was recorded."""
-        self._board.flush()
+        """Writes to the folder's files what was recorded, once that is all."""
+        self._tell("flush")
 
-    def close(self) -> None:
-        """Finishes the records."""
+    def close(self, failed: bool = False) -> None:
+        """Finishes the records.
+
+        Args:
+          failed: whether an error ends the run.
+        """
         self._bar.close()
-        self._board.close()
+        self._tell("close", failed)
+
+    def _tell(self, what, *given):
+        """Calls a method of each tracker, whatever it does in another."""
+        for name, tracker in self._trackers.items():
+            try:
+                getattr(tracker, what)(*given)
+            except Exception as error:  # their packages have some of their own
+                said = f"{type(error).__name__}: {one_line(error)}"[:300]
+                text = f"{name}: {what} failed ({said}); all else goes on"
+                if text not in self._said:
+                    self._said.add(text)
+                    self.line(text)
 
 
 def line(text: str) -> None:
     """Writes a line to the terminal, above any progress bar."""
     with contextlib.suppress(BrokenPipeError):  # a run outlives its terminal
         tqdm.write(text)
+
+
+def _begun(name: str, workdir: Path, first_step: int) -> Tracker:
+    """A tracker; what keeps it from beginning is the same to whoever reads it."""
+    try:
+        return TRACKERS[name](workdir, first_step)
+    except ImportError as error:
+        raise OSError(
+            f"train.trackers: {one_line(error)}: pip install 'ddpm_jax[{name}]'"
+        ) from error
+    except Exception as error:
+        raise OSError(f"train.trackers: {name}: {one_line(error)}") from error
 
 
 def _forget_after(path: Path, step: int) -> None:

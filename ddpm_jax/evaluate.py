@@ -72,6 +72,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         help="what samples are compared with: a split of the model's data (default: "
         "train), or a file of ddpm_jax.reference, pytorch-fid or guided-diffusion",
     )
+    add(
+        "--held_out",
+        metavar="PATH",
+        help="of memorisation: images kept from training (default: the split test)",
+    )
     add("--config", metavar="FILE.py", help="whose data --images are compared with")
     add("--split", help="of the data for bpd (default: test)")
     add("--tolerance", type=float, help="of ode_bpd (default: 1e-5)")
@@ -149,6 +154,7 @@ def _check(args, of_samples, of_model):
         ("split", of_model),
         ("config", args.images is not None),
         ("features", of_samples),
+        ("held_out", "memorisation" in of_samples),
         ("sweep", draws),
         ("sampler", draws and not args.sweep),
         ("steps", draws and not args.sweep),
@@ -169,8 +175,9 @@ def _score_samples(args, names, sets, dataset, results):
         raise ConfigError(f"{args.metrics}: --reference would have no effect here")
     extractor = arguments.extractor(args, chosen, dataset)
     reference = args.reference or "train"
+    size, held_out = args.batch_size, args.held_out
     return sweep.score_samples(
-        names, sets, extractor, dataset, results, args.batch_size, reference
+        names, sets, extractor, dataset, results, size, reference, held_out
     )
 
 

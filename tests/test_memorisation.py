@@ -3,7 +3,11 @@
 import numpy as np
 import pytest
 
-from ddpm_jax.data.images import grid
+from ddpm_jax.data.images import grid, save_png
+from ddpm_jax.errors import ConfigError
+from ddpm_jax.evaluation import memorisation as of_model
+from ddpm_jax.evaluation.extractors import open_extractor
+from ddpm_jax.experiment.dataset import Dataset
 from ddpm_jax.metrics.memorisation import memorisation, pairs
 
 
@@ -153,3 +157,31 @@ def test_pairs_are_side_by_side(num, channels):
 def test_what_makes_no_pairs(samples, neighbours, message):
     with pytest.raises(ValueError, match=message):
         pairs(samples, neighbours)
+
+
+def in_folder(path, seeds, size=8):
+    for seed in seeds:
+        save_png(path / str(seed % 2) / f"{seed}.png", noise(seed, size, size))
+    section = {"name": "folder", "path": str(path), "batch_size": 8}
+    return Dataset(section, (8, 8, 1))
+
+
+def test_a_folder_is_compared_with_images_held_out(tmp_path):
+    """Of the same size as those of training, whatever theirs is."""
+    data = in_folder(tmp_path / "train", range(12))
+    in_folder(tmp_path / "held", range(20, 25), size=16)
+    given = data, open_extractor("pixels", data), 8, tmp_path
+    with pytest.raises(ConfigError, match="as --held_out"):
+        of_model.measure_of(*given)
+    measure = of_model.measure_of(*given, str(tmp_path / "held"))
+    assert {k: v["num"] for k, v in measure.protocol.items()} == {
+        "train": 12,
+        "test": 5,
+    }
+
+
+def test_it_is_said_if_classes_are_not_used(tmp_path):
+    data = in_folder(tmp_path, range(4))
+    assert data.feed().notes == ["network.num_classes is 0: it is told none of them"]
+    told = Dataset(data.section, data.image_shape, num_classes=2)
+    assert told.feed().notes == []

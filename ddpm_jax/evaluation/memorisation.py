@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from ddpm_jax.data import images
+from ddpm_jax.errors import ConfigError
 from ddpm_jax.evaluation import plots, references
 from ddpm_jax.evaluation.measures import Measure
 from ddpm_jax.experiment.dataset import Dataset
@@ -19,20 +20,35 @@ NUM_PAIRS = 24
 
 
 def measure_of(
-    dataset: Dataset, extractor: Extractor, batch_size: int, folder: Path
+    dataset: Dataset,
+    extractor: Extractor,
+    batch_size: int,
+    folder: Path,
+    held_out: str | None = None,
 ) -> Measure:
     """Returns how samples are compared with training and with test images.
 
     Args:
-      dataset: the images; they must have the splits "train" and "test".
+      dataset: the images; they must have the splits "train" and "test", unless the test
+        images lie elsewhere.
       extractor: in whose features what is near lies near.
       batch_size: images at a time, on each device.
       folder: where the nearest pairs and the distances are drawn.
+      held_out: the path of test images, None for the split "test".
 
     Raises:
-      ConfigError: if the images have no such splits.
+      ConfigError: if the images have no such splits, or cannot be read.
     """
-    sets = {split: references.from_split(dataset, split) for split in ("train", "test")}
+    if held_out is None and not dataset.has_splits:
+        raise ConfigError(
+            "memorisation compares with images that were kept from training, and these "
+            "data have no split 'test': give the path of such images as --held_out"
+        )
+    sets = {"train": references.from_split(dataset, "train")}
+    if held_out is None:
+        sets["test"] = references.from_split(dataset, "test")
+    else:
+        sets["test"] = references.from_split(dataset.at(held_out), "train")
     train, test = (
         references.statistics_of(subject, extractor, batch_size, num_kept=subject.num)
         for subject in sets.values()

@@ -145,6 +145,7 @@ def score_samples(
     results: Results,
     batch_size: int,
     reference: str,
+    held_out: str | None = None,
 ) -> list[Score]:
     """Scores sets of images by their features.
 
@@ -156,6 +157,7 @@ def score_samples(
       results: what is known already, and where scores go.
       batch_size: images at a time, on each device.
       reference: a split of the data set, or a file.
+      held_out: the path of images kept from training, None for the split "test".
 
     Raises:
       ConfigError: if something cannot be computed of these images.
@@ -170,7 +172,8 @@ def score_samples(
         if dataset is None:
             raise ConfigError("memorisation is of a data set: give --config")
         folder = results.path.parent
-        wanted.append(memorisation.measure_of(dataset, extractor, batch_size, folder))
+        given = dataset, extractor, batch_size, folder, held_out
+        wanted.append(memorisation.measure_of(*given))
     return [
         score
         for each in sets

@@ -76,6 +76,10 @@ class Dataset:
         """
         return "split" in signature(self._constructor()).parameters
 
+    def at(self, path: str) -> "Dataset":
+        """Returns others of the same kind and size, which lie elsewhere."""
+        return dataclasses.replace(self, section={**self.section, "path": path})
+
     def open(self, split: str | None = None) -> Source:
         """Opens the images.
 
@@ -164,7 +168,9 @@ class Dataset:
     def _notes(self, source):
         """What is not used of the data, and what of the network they do not fill."""
         unseen = ""
-        if self.num_classes > source.num_classes:
+        if source.num_classes and not self.num_classes:
+            unseen = "network.num_classes is 0: it is told none of them"
+        elif self.num_classes > source.num_classes:
             unseen = (
                 f"network.num_classes is {self.num_classes}: the last never have an "
                 "image"

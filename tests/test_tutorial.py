@@ -78,7 +78,7 @@ def test_the_outputs_are_pictures_and_text(notebook):
                 assert base64.b64decode(png).startswith(b"\x89PNG")
                 pictures += 1
     assert pictures >= 9
-    assert tutorial.NOTEBOOK.stat().st_size < 1_500_000
+    assert tutorial.NOTEBOOK.stat().st_size < 2**20  # as any file of an archive
 
 
 def test_what_it_links_to_is_there(notebook):

@@ -39,8 +39,8 @@ command.collect_rarely()
 # Of the files that take longest, by their CPU seconds: with two workers nobody waits at
 # the end for one of them.
 SLOWEST = (
-    "uploads multihost faults main samplers evaluate init_from load tasks build unets "
-    "compiled loop run remote portable demo card"
+    "uploads multihost faults main tutorial samplers evaluate init_from load tasks "
+    "build unets compiled loop run remote portable demo card"
 )
 
 

@@ -89,6 +89,13 @@ def test_a_traced_scale_is_the_same_line():
         assert_same(traced(scale)[:2], expected[:2], 1e-4)
 
 
+@pytest.mark.parametrize("scale", [0, 2.0])
+def test_labels_of_numpy_are_as_good(scale):
+    """Of 64 bits, which JAX has not: no warning, which is an error here."""
+    guided = guidance.guide(DENOISER, scale, NULL)
+    assert_same(guided(X, 500, np.asarray(LABELS, np.int64)), guided(X, 500, LABELS))
+
+
 def test_pairs_are_interleaved():
     """Each image stays beside its pair: a sharded batch needs no communication."""
     seen = []

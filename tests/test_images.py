@@ -1,5 +1,6 @@
 """Laws of images as arrays: scaling, fitting, tiling, saving."""
 
+import io
 from pathlib import Path
 
 import jax
@@ -146,6 +147,20 @@ def test_a_failed_save_png_keeps_the_old_file(tmp_path, monkeypatch):
 def test_save_png_refuses_other_arrays(tmp_path, bad):
     with pytest.raises(ValueError, match="a PNG needs uint8"):
         images.save_png(tmp_path / "picture.png", bad)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_animation_is_the_same_in_a_file_and_in_memory(tmp_path, channels):
+    frames = np.stack([np.full((9, 7, channels), shade, np.uint8) for shade in (0, 90)])
+    images.save_gif(tmp_path / "steps.gif", frames, seconds=2.0)
+    data = images.to_gif(frames, seconds=2.0)
+    assert (tmp_path / "steps.gif").read_bytes() == data
+    with Image.open(io.BytesIO(data)) as animation:
+        assert (animation.n_frames, animation.info["loop"]) == (2, 0)
+        assert animation.info["duration"] == 750
+        animation.seek(1)
+        assert animation.info["duration"] == 500  # a quarter, for the last
+        assert np.unique(np.asarray(animation.convert("L"))) == [90]
 
 
 @pytest.mark.parametrize("labels", [None, [2, 0, 2, 1, 0]])

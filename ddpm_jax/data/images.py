@@ -242,20 +242,28 @@ def save_gif(path: str | os.PathLike, frames: np.ndarray, seconds: float = 4.0) 
         frames: uint8 [N, H, W, C] with 1 or 3 channels.
         seconds: how long it runs; the last frame stays on for a quarter of it.
     """
+    data = to_gif(frames, seconds)
+    with atomic_write(path) as partial:
+        partial.write_bytes(data)
+
+
+def to_gif(frames: np.ndarray, seconds: float = 4.0) -> bytes:
+    """Returns what `save_gif` writes."""
     frames = frames[..., 0] if frames.shape[-1] == 1 else frames
     pictures = [Image.fromarray(frame) for frame in frames]
     # GIF counts in hundredths of a second, and viewers slow down below two.
     durations = [max(20, round(750 * seconds / len(frames) / 10) * 10)] * len(frames)
     durations[-1] = round(250 * seconds)
-    with atomic_write(path) as partial:
-        pictures[0].save(
-            partial,
-            format="GIF",
-            save_all=True,
-            append_images=pictures[1:],
-            duration=durations,
-            loop=0,
-        )
+    file = io.BytesIO()
+    pictures[0].save(
+        file,
+        format="GIF",
+        save_all=True,
+        append_images=pictures[1:],
+        duration=durations,
+        loop=0,
+    )
+    return file.getvalue()
 
 
 def file_of(number: int, label: int | None = None) -> str:

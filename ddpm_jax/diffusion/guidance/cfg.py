@@ -72,6 +72,7 @@ def guide_rescaled(
 def _none(cond, null):
     if cond is None:
         raise ValueError("guidance needs a condition for each image, such as a class")
+    cond = jnp.asarray(cond)  # NumPy's classes are of 64 bits
     return jnp.broadcast_to(jnp.asarray(null, cond.dtype), cond.shape)
 
 

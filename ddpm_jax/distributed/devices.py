@@ -2,7 +2,7 @@
 
 Training is one `pmap`: the state goes in whole and comes out whole (no device axis),
 each device sees its part of the batch, and the step's own `pmean` joins them. Sampling
-and evaluation are `shard_map`s: examples are cut over the devices, and nothing is
+and evaluation are each a `shard_map`: examples are cut over the devices, and nothing is
 exchanged but the results, between processes.
 """
 

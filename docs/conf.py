@@ -107,13 +107,23 @@ def of_notebook(notebook):
         if cell["cell_type"] == "code":
             text = f"````python\n{text}\n````"
         parts.append(text)
-        for output in cell.get("outputs", []):
-            data = output.get("data", {"text/plain": output.get("text", "")})
-            if "image/png" in data:
-                image = "".join("".join(data["image/png"]).split())
-                parts.append(f"![](data:image/png;base64,{image})")
-            elif text := "".join(data["text/plain"]).rstrip():
-                parts.append(f"````text\n{text}\n````")
+        printed = ""  # lines come in many parts
+        for output in [*cell.get("outputs", []), {}]:
+            if output.get("output_type") == "stream":
+                printed += "".join(output["text"])
+                continue
+            if printed:
+                parts.append(f"````text\n{printed.rstrip()}\n````")
+            printed = ""
+            data = output.get("data", {})
+            images = {"image/png", "image/jpeg", "image/gif"} & {*data}
+            for kind in images:
+                encoded = "".join("".join(data[kind]).split())
+                parts.append(f"![](data:{kind};base64,{encoded})")
+            if "text/html" in data and not images:
+                parts.append("".join(data["text/html"]))
+            elif "text/plain" in data and not images:
+                parts.append(f"````text\n{''.join(data['text/plain'])}\n````")
     return "\n\n".join(parts)
 
 

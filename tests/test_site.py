@@ -1,5 +1,6 @@
 """The site is built without a warning: links, anchors, formulas and docstrings hold."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -46,10 +47,20 @@ def test_what_is_dead_or_wrong_is_named(tmp_path):
         "![a picture](gone.png)",
         "$\\gone{x}$",
     ]
+    outputs = [{"output_type": "stream", "text": ["printed ", "in parts\n"]}]
+    outputs += [{"output_type": "display_data", "data": {"text/plain": ["shown"]}}]
+    cells = [{"cell_type": "markdown", "source": ["# A notebook\n", "$x_0$"]}]
+    cells += [{"cell_type": "code", "source": ["1 + 1"], "outputs": outputs}]
+    (tmp_path / "docs" / "cells.ipynb").write_text(json.dumps({"cells": cells}))
+    good.append("[a notebook](cells.ipynb)\n```{toctree}\ncells\n```")
     index = tmp_path / "docs" / "index.md"
     index.write_text("\n\n".join(["# Index", *good, *bad]))
     done = built(tmp_path / "docs", tmp_path / "site")
     assert done.returncode != 0
     said = done.stderr.strip().splitlines()
     lines = sorted(int(line.split("index.md:")[1].split(":")[0]) for line in said)
-    assert lines == [9, 11, 13, 15, 17, 19], done.stderr
+    first = index.read_text().splitlines().index(bad[0]) + 1
+    assert lines == [*range(first, first + 12, 2)], done.stderr
+    page = (tmp_path / "site" / "cells.html").read_text()
+    assert "printed in parts" in page and "shown" in page
+    assert "<math" in page and "cdn" not in page

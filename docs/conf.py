@@ -48,9 +48,10 @@ highlight_language = "none"  # formulas of docstrings
 default_role = "py:obj"  # `name` of a docstring: a link where it is one of ours
 
 DOCS = Path(__file__).parent.resolve()
-# Files beside docs/ that pages of the site include.
+# Files beside docs/, and the pages of the site that include them.
 INCLUDED = {
     "README.md": "index.md",
+    "README.zh-CN.md": "zh/index.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
 }
@@ -73,7 +74,8 @@ def read_page(app, name, source):
 
 def read_included(app, path, parent, source):
     """Makes of the links of a file that a page includes those of the page."""
-    source[0] = relinked(source[0], (DOCS / path).resolve().parent, DOCS)
+    page = DOCS / INCLUDED[path.name]  # of `parent`, MyST gives the name alone
+    source[0] = relinked(source[0], (DOCS / path).resolve().parent, page.parent)
 
 
 def relinked(text, written, read):

@@ -64,6 +64,11 @@ class Block(NamedTuple):
     text: str
     shown: str | None = None
 
+    @property
+    def is_quoted(self) -> bool:
+        """Whether it is of a file, which its first line names; test_story has those."""
+        return self.text.startswith("# ddpm_jax/")
+
 
 _FENCE = re.compile(r"^( *)(```+)([^\n`]*)\n(.*?)^\1\2 *$", re.M | re.S)
 

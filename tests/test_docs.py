@@ -161,7 +161,7 @@ def test_python_runs(page, place, monkeypatch):
             for words in blocks.commands(block.text):
                 if "--out" in words and words[words.index("--out") + 1] in python:
                     _run(words)
-        if block.language == "python":
+        if block.language == "python" and not block.is_quoted:
             code = compile("\n" * block.line + block.text, ROOT / page, "exec")
             said = io.StringIO()
             with contextlib.redirect_stdout(said):

@@ -8,7 +8,6 @@ import importlib
 import jax
 import numpy as np
 import pytest
-from sklearn.datasets import load_sample_images
 from test_inception import random_tensor
 
 from ddpm_jax.metrics import frechet, kernel, precision_recall
@@ -16,6 +15,7 @@ from ddpm_jax.metrics.features import inception, resize
 
 torch = pytest.importorskip("torch")
 fidelity = pytest.importorskip("torch_fidelity")
+datasets = pytest.importorskip("sklearn.datasets")
 extractors = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
 
 SIZE, NUM, BATCH = 32, 64, 32
@@ -77,7 +77,8 @@ def theirs_and_ours(tmp_path_factory):
     }
     state = {name: torch.from_numpy(value) for name, value in tensors.items()}
     torch.save(state | counters, weights)
-    sets = [patches(photo, i) for i, photo in enumerate(load_sample_images().images)]
+    photographs = datasets.load_sample_images().images
+    sets = [patches(photo, i) for i, photo in enumerate(photographs)]
 
     fidelity.register_feature_extractor("recorder", Recorder)
     scored = fidelity.calculate_metrics(

@@ -18,7 +18,7 @@ from plain import NAME
 from tiny import fit
 
 import ddpm_jax
-from ddpm_jax import convert, evaluate, places, sample
+from ddpm_jax import convert, evaluate, places, sample, train
 from ddpm_jax.buckets import open_bucket
 from ddpm_jax.buckets.lease import HeldError, Lease
 from ddpm_jax.buckets.mirror import Mirror
@@ -198,9 +198,19 @@ def test_a_bucket_that_is_away_stops_nothing_but_saving(
     def leave():
         faults.away = True
 
+    told = threading.Event()
+
+    def line(text):
+        print(text)
+        if "training goes on" in text:
+            told.set()
+
+    # Steps are faster than what sends: one of them waits for it to fail.
+    monkeypatch.setattr(train.online.images, "save_png", lambda *args: told.wait(60))
+    monkeypatch.setattr(train, "line", line)
     monkeypatch.setattr(run, "same_data", lambda *args: leave())
     with pytest.raises(OSError, match="is away.*what was trained is in .*same command"):
-        fit(small(), address)
+        fit(small("train.sample_every=4"), address)
     said = capsys.readouterr().out
     assert "step       6" in said and "training goes on" in said
     monkeypatch.undo()

@@ -63,12 +63,6 @@ def read_page(app, name, source):
     path = Path(app.env.doc2path(name))
     if path.suffix == ".ipynb":
         source[0] = of_notebook(json.loads(source[0]))
-    if name == "index":  # pages that are not there yet are no fault
-
-        def there(line):
-            return not line.endswith("*") or any(DOCS.glob(line))
-
-        source[0] = "\n".join(filter(there, source[0].splitlines()))
     source[0] = relinked(source[0], path.parent, path.parent)
 
 

@@ -122,7 +122,7 @@ def test_wandb_that_is_away_stops_a_beginning_and_no_run_that_goes_on(wandb, tmp
         return answers(**given)
 
     wandb.init.side_effect = init
-    with pytest.raises(OSError, match="^train.trackers: wandb: no answer$"):
+    with pytest.raises(OSError, match="^train.trackers: wandb: CommError: no answer$"):
         life(tmp_path, 0, 1, "wandb")
     wandb.teardown.assert_not_called()
     life(tmp_path, 1, 2, "wandb")
@@ -188,6 +188,15 @@ def test_a_package_that_is_not_there_is_named(tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
         with pytest.raises(OSError, match=rf"pip install 'ddpm_jax\[{name}\]'$"):
             Journal(tmp_path, 0, 1, [name])
+
+
+def test_a_package_that_is_broken_is_not_called_missing(tmp_path, monkeypatch):
+    """To install it again would not help: what it lacks is said, and where."""
+    (tmp_path / "trackio.py").write_text("import what_it_needs\n")
+    monkeypatch.delitem(sys.modules, "trackio", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ImportError, match="No module named 'what_it_needs'"):
+        Journal(tmp_path / "run", 0, 1, ["trackio"])
 
 
 def test_nothing_is_imported_that_is_not_asked_for(tmp_path):

@@ -86,7 +86,7 @@ class Experiment(NamedTuple):
 
 
 def build(config: dict[str, Any]) -> Experiment:
-    """Makes an experiment of a config, and checks all but the loss: see `check`.
+    """Makes an experiment of a config, and checks all but a step: see `check`.
 
     Raises:
       ConfigError: one line that says which key is wrong, and how.

@@ -123,11 +123,14 @@ def _begun(name: str, workdir: Path, first_step: int) -> Tracker:
     try:
         return TRACKERS[name](workdir, first_step)
     except ImportError as error:
+        if error.name != name:  # it is there, and is broken
+            raise
         raise OSError(
             f"train.trackers: {one_line(error)}: pip install 'ddpm_jax[{name}]'"
         ) from error
-    except Exception as error:
-        raise OSError(f"train.trackers: {name}: {one_line(error)}") from error
+    except Exception as error:  # their packages have some of their own
+        kind = "" if isinstance(error, OSError) else f"{type(error).__name__}: "
+        raise OSError(f"train.trackers: {name}: {kind}{one_line(error)}") from error
 
 
 def _forget_after(path: Path, step: int) -> None:

@@ -67,7 +67,7 @@ class Meter:
           count: how many steps it takes.
 
         Raises:
-          NonFiniteError: if an older step's metrics are not finite, and no more such
+          DivergedError: if an older step's metrics are not finite, and no more such
             steps may be skipped.
         """
         self._pending.append((range(step - count + 1, step + 1), metrics))
@@ -80,7 +80,7 @@ class Meter:
         What is done until the next step is left out of the time of steps.
 
         Raises:
-          NonFiniteError: as `add`.
+          DivergedError: as `add`.
         """
         while self._pending:
             self._take()

@@ -283,6 +283,7 @@ def main(args: argparse.Namespace) -> int:
         name = args.config.replace(".py:", "_").removesuffix(".py")
         return train(experiment, args.workdir or Path("runs", Path(name).name))
     _warn(experiment)
+    experiment.dataset.check_keys()  # the images themselves need not be there
     if isinstance(args.plan, str):
         by_module = args.by is not None
         print(estimates.describe(experiment, args.plan, by_module))

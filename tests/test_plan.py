@@ -221,6 +221,23 @@ def test_a_batch_that_is_none_is_refused(main):
     assert code == 1 and "batch_size must be whole and at least 1" in said
 
 
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("max_memory=4", "data key 'max_memory'; did you mean 'max_memory_gb'?"),
+        ("splt=test", "data key 'splt'; did you mean 'split'?"),
+        ("flip=many", "data.flip must be True or False, got 'many'"),
+        ("cache=3", "data.cache must be True or False or text, got 3"),
+        ("num_workers=0", "data: num_workers is 0: give 1 or more"),
+        ("name=digit", "config.data: "),
+    ],
+)
+def test_a_plan_knows_the_keys_of_the_data(main, override, expected):
+    given = ("--config", "configs/digits.py", "--plan", f"--config.data.{override}")
+    code, said = main(*given)
+    assert code == 1 and expected in said
+
+
 def test_a_recipe_of_the_package_is_named(main, tmp_path, monkeypatch):
     override = "--config.data.batch_size=many"
     given = ("--config", "configs/digits.py", "--plan", override)

@@ -18,7 +18,7 @@ from ddpm_jax.data.kept import keep
 from ddpm_jax.distributed import devices
 from ddpm_jax.errors import ConfigError
 from ddpm_jax.experiment.registry import choose
-from ddpm_jax.experiment.sections import attempt, call, signature
+from ddpm_jax.experiment.sections import attempt, call, check, signature
 
 # The keys of the section `data` that say how to keep images, how to batch them and how
 # to compute batches ahead; the others open the source.
@@ -80,6 +80,19 @@ class Dataset:
         """Returns others of the same kind and size, which lie elsewhere."""
         return dataclasses.replace(self, section={**self.section, "path": path})
 
+    def check_keys(self) -> None:
+        """Checks what the section says, without looking whether the images are there.
+
+        Raises:
+          ConfigError: for a name or a key that there is not, and for a value of another
+            type.
+        """
+        constructor, given = self._constructor(), self._opening()
+        check(given, "data", constructor, 0, BATCHING, self._wanted(constructor))
+        call(self._part(AHEAD), "data", _ahead, self.batch_size)
+        check(self._part(KEEPING), "data", keep, 1)
+        check(self._part(("batch_size", "flip")), "data", batches.make_batch_fn, 1)
+
     def open(self, split: str | None = None) -> Source:
         """Opens the images.
 
@@ -91,17 +104,15 @@ class Dataset:
           ConfigError: if they are missing, or do not fit the rest of the config; where
             it names no images, or they have no such split.
         """
-        constructor, section = self._constructor(), self.section
-        parameters, name = signature(constructor).parameters, section["name"]
-        if split is not None and "split" in parameters:
+        constructor, name = self._constructor(), self.section["name"]
+        section, has_splits = self._opening(), self.has_splits
+        if split is not None and has_splits:
             section = {**section, "split": split}
         elif split not in (None, "train"):
             raise ConfigError(f"config.data {name!r} has no splits, so no {split!r}")
-        height, width, channels = self.image_shape
-        wanted = {"image_size": (height, width), "channels": channels}
-        wanted = {key: value for key, value in wanted.items() if key in parameters}
-        section = {k: v for k, v in section.items() if k not in ("name", *BATCHING)}
+        wanted = self._wanted(constructor)
         source = call(section, "data", constructor, also=BATCHING, **wanted)
+        height, width, channels = self.image_shape
         if tuple(source.image_shape) != (height, width, channels):
             have = "x".join(map(str, source.image_shape))
             raise ConfigError(
@@ -161,6 +172,17 @@ class Dataset:
                 "--config.data.dataset=cifar10"
             )
         return choose({"data": self.section}, "data")
+
+    def _opening(self):
+        """The keys that open the source."""
+        return {k: v for k, v in self.section.items() if k not in ("name", *BATCHING)}
+
+    def _wanted(self, constructor):
+        """What a source is told of the images, if it is to be told."""
+        height, width, channels = self.image_shape
+        wanted = {"image_size": (height, width), "channels": channels}
+        parameters = signature(constructor).parameters
+        return {key: value for key, value in wanted.items() if key in parameters}
 
     def _part(self, keys):
         return {key: self.section[key] for key in keys if key in self.section}

@@ -403,3 +403,28 @@ def test_the_programmatic_way(workdir):
     np.testing.assert_allclose(images, run.sample_fn(params, keys, labels), atol=1e-5)
     with pytest.raises(AttributeError):
         ddpm_jax.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("of", "code", "said"), [("stdout", 141, ""), ("a socket", 1, "error: a socket\n")]
+)
+def test_who_reads_no_further_is_told_nothing(monkeypatch, capsys, of, code, said):
+    """As `| head` does; the pipe of anything else is an error as any other."""
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        monkeypatch.setattr(sys, "argv", ["main"])
+
+        def main(args):
+            if of == "stdout":
+                os.close(reader)
+                print("lines")
+            else:
+                raise BrokenPipeError(of)
+
+        with pytest.raises(SystemExit) as exit:
+            cli.run(main, cli.parse(cli.parser("A main.")))
+    assert exit.value.code == code
+    assert capsys.readouterr().err == said
+    if of != "stdout":
+        os.close(reader)

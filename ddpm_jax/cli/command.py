@@ -128,8 +128,11 @@ def run(
         if file := config.recipe(getattr(args, "config", None) or ""):
             multihost.on_primary(lambda: print(f"recipe: {file}"))
         code = main(args)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         code = _failed("interrupted", 130)
+    except BrokenPipeError as error:
+        code = 141 if _is_unread() else _failed(f"error: {one_line(error)}", 1)
     except (ConfigError, OSError, DivergedError, multihost.RemoteError) as error:
         code = _failed(f"error: {one_line(error)}", _code_of(error))
     except jax.errors.JaxRuntimeError as error:
@@ -139,6 +142,19 @@ def run(
             raise
         code = _failed(traceback.format_exc(), 1)
     sys.exit(code)
+
+
+def _is_unread() -> bool:
+    """Whether nobody reads any more what is printed, as where `| head` has its lines.
+
+    That is no error: a program ends then, in silence, as by the signal SIGPIPE.
+    """
+    try:
+        print(flush=True)  # what could not be written is gone: a flush alone passes
+    except BrokenPipeError:  # so that nothing is said of the last flush, at the exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _code_of(error: Exception) -> int:

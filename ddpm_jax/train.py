@@ -83,8 +83,11 @@ def train(experiment: Experiment, workdir: str | os.PathLike) -> int:
                 opened = _open(workdir, experiment, feed, stack, found)
                 checkpoints, begun, notes = opened
                 if (checkpoints.latest_step() or 0) < options.num_steps:
-                    # Meanwhile the first state is made, by another program, or read.
-                    compiled = enter(ThreadPoolExecutor(1)).submit(checked.compile)
+                    # Meanwhile the first state is made, by another program, or read;
+                    # what goes wrong with that is told at once.
+                    thread = ThreadPoolExecutor(1)
+                    stack.callback(thread.shutdown, wait=False)
+                    compiled = thread.submit(checked.compile)
         with multihost.error_barrier():
             state = _zeros(experiment)
             if jax.process_index() == 0:

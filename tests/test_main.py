@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from threading import Event
 
 import jax
 import numpy as np
@@ -29,6 +30,7 @@ from ddpm_jax.cli import command as cli
 from ddpm_jax.errors import ConfigError
 from ddpm_jax.experiment import config
 from ddpm_jax.experiment import run as runs
+from ddpm_jax.experiment.build import Checked, build
 from ddpm_jax.experiment.options import train_options
 from ddpm_jax.files import read_arrays
 from ddpm_jax.sampling import draw
@@ -403,6 +405,27 @@ def test_the_programmatic_way(workdir):
     np.testing.assert_allclose(images, run.sample_fn(params, keys, labels), atol=1e-5)
     with pytest.raises(AttributeError):
         ddpm_jax.nothing  # noqa: B018
+
+
+def test_what_fails_while_a_step_is_compiled_is_told_at_once(tmp_path, monkeypatch):
+    experiment, over, waited = (
+        build(config.read_config("configs/digits.py", TINY)),
+        Event(),
+        [],
+    )
+
+    def compile_it():
+        waited.append(over.wait(20))
+
+    def unreadable(*args):
+        raise ConfigError("unreadable")
+
+    monkeypatch.setattr(training_main, "check", lambda _: Checked(1, compile_it))
+    monkeypatch.setattr(training_main, "_state", unreadable)
+    with pytest.raises(ConfigError, match="unreadable"):
+        training_main.train(experiment, tmp_path)
+    assert not waited
+    over.set()
 
 
 @pytest.mark.parametrize(

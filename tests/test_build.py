@@ -2,6 +2,7 @@
 
 import re
 import runpy
+import shlex
 from pathlib import Path
 
 import jax
@@ -408,6 +409,33 @@ def test_a_longer_run_may_decay_for_longer(tmp_path):
         said = run.changes(tmp_path, digits("train.num_steps=5000", *after))
         assert "train.num_steps is 2500 there and 5000 here" in said
         assert "optimizer.decay_steps is 2500 there" in said[-2] + said[0] + said[1]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("data.batch_size=16",),
+        ("network.attention_resolutions=8,4", "network.dropout=0.2"),
+        ("loss={'name': 'simple', 'predicts': 'v'}",),
+        ("data.split='a test'",),
+        ("seed=3", "image_shape=16,16,1"),
+    ],
+)
+def test_a_run_goes_on_with_the_settings_that_a_refusal_names(tmp_path, change):
+    """As a shell reads them: nothing is left that differs."""
+    for before, now in (((), change), (change, ())):
+        run.write_config(tmp_path, digits(*before))
+        with pytest.raises(ConfigError, match="choose another --workdir") as refusal:
+            run.changes(tmp_path, digits(*now))
+        *_, given = str(refusal.value).partition(", or go on with ")
+        back = [text.removeprefix("--config.") for text in shlex.split(given)]
+        assert run.changes(tmp_path, digits(*now, *back)) == []
+
+
+def test_what_a_run_did_not_have_cannot_be_given(tmp_path):
+    run.write_config(tmp_path, digits())
+    with pytest.raises(ConfigError, match="choose another --workdir$"):
+        run.changes(tmp_path, digits("loss.weighting=min_snr"))
 
 
 def test_imagenet64_is_the_recipe_of_nichol_and_dhariwal():

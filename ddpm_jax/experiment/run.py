@@ -5,6 +5,7 @@ import json
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from ddpm_jax.data.contents import Contents
@@ -198,23 +199,25 @@ def changes(workdir: Path, config: dict[str, Any]) -> list[str]:
             )
         return []
     before = read_config(workdir)
+    differ = differences(before, config)
     said = {
         key: f"{key} is {old} there and {new} here"
-        for key, (old, new) in differences(before, config).items()
+        for key, (old, new) in differ.items()
     }
     fixed = SCORED_BY if before.get("evaluation", {}).get("every") else ()
     # Where it is known what the data hold, they may have moved.
     moved = ("data.path",) if (workdir / _DATA).is_file() else ()
-    refused = [
-        text
+    refused = {
+        key: text
         for key, text in said.items()
         if key.startswith(fixed) or not key.startswith((*MUTABLE, *moved))
-    ]
+    }
     if refused:
-        raise ConfigError(
-            f"{workdir} holds a run of another config ({'; '.join(refused)}): "
-            "choose another --workdir"
-        )
+        told, back = "; ".join(refused.values()), "choose another --workdir"
+        if all(differ[key][0] is not None for key in refused):  # else not there at all
+            given = (f"--config.{key}={quote(str(differ[key][0]))}" for key in refused)
+            back += f", or go on with {' '.join(given)}"
+        raise ConfigError(f"{workdir} holds a run of another config ({told}): {back}")
     return [*said.values(), *code.changed(workdir, config)]
 
 

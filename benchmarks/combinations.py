@@ -91,6 +91,7 @@ def main(args):
                 folder = args.out / name.replace(" ", "_").replace(",", "") / str(seed)
                 changes = [*COMBINATIONS[name], f"seed={seed}", "train.sample_every=0"]
                 changes.append(f"train.num_steps={args.num_steps}")
+                changes.append("data.batch_size=64")
                 job = pool.submit(scores, folder, changes, args.num)
                 futures.setdefault(name, []).append(job)
         found = {name: [f.result() for f in each] for name, each in futures.items()}

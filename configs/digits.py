@@ -37,7 +37,7 @@ def get_config():
         denoiser=dict(clip=True, guidance_scale=1.0),
         sampler=dict(name="ddim", eta=0.0),
         timesteps=dict(name="trailing", num_steps=50),
-        data=dict(name="digits", split="train", batch_size=64),
+        data=dict(name="digits", split="train", batch_size=32),
         train=dict(
             num_steps=2500,
             ema_decay=0.995,

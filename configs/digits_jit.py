@@ -37,6 +37,7 @@ def get_config():
         weighting=dict(name="flow", largest=400.0),
     )
     config["optimizer"] |= dict(learning_rate=1e-3)
+    config["data"] |= dict(batch_size=64)
     config["denoiser"] = dict(clip=False, guidance_scale=1.0)
     config["sampler"] = dict(name="heun_flow")
     config["timesteps"] = dict(name="flow", num_steps=25)

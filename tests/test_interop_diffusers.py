@@ -1,6 +1,7 @@
 """Folders of diffusers: round trips, and what is refused how."""
 
 import json
+import os
 import shutil
 
 import jax
@@ -19,7 +20,7 @@ from foreign import (
 )
 from safetensors.numpy import load_file
 
-from ddpm_jax.interop import diffusers
+from ddpm_jax.interop import diffusers, tensors
 from ddpm_jax.interop.published import open_published
 
 folder = pytest.fixture(write_folder)
@@ -156,11 +157,24 @@ def test_export_does_not_overwrite(folder, tmp_path):
     message(diffusers.export, CONFIG, LINEAR, draw(CONFIG), tmp_path / "file")
 
 
+@pytest.mark.parametrize("others", ["nobody", "all"])
+def test_weights_may_be_read_by_who_may_read_new_files(tmp_path, others):
+    """What safetensors itself writes, its owner alone may."""
+    before = os.umask(0o022 if others == "all" else 0o077)
+    try:
+        diffusers.export(CONFIG, LINEAR, draw(CONFIG), tmp_path / "model")
+        tensors.save({"a": np.zeros(3)}, tmp_path / "a.safetensors")
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "a.safetensors", weights(tmp_path / "model")):
+        assert path.stat().st_mode & 0o777 == (0o644 if others == "all" else 0o600)
+
+
 def test_export_leaves_nothing_half_written(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(diffusers, "save_file", full)
+    monkeypatch.setattr(tensors, "save_file", full)
     target = tmp_path / "model"
     said = message(diffusers.export, CONFIG, LINEAR, draw(CONFIG), target)
     assert "No space left" in said and str(target) in said

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.numpy import save_file
 
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.files import stand_in
-from ddpm_jax.interop import folders
+from ddpm_jax.interop import folders, tensors
 from ddpm_jax.interop.folders import CONFIG, SCHEDULER
 from ddpm_jax.interop.layout import write_tensors
 from ddpm_jax.interop.names import make_layout
@@ -103,10 +102,9 @@ def export(
             (part / name).parent.mkdir(parents=True, exist_ok=True)
             content = {**content, "_diffusers_version": VERSION}
             (part / name).write_text(json.dumps(content, indent=2) + "\n")
-        save_file(
+        tensors.write(
             write_tensors(params, make_layout(network)),
             part / "unet" / f"{folders.STEMS[0]}.safetensors",
-            metadata={"format": "pt"},
         )
         if folder.exists():
             folder.rmdir()

@@ -75,9 +75,30 @@ def save(
     """
     try:
         with atomic_write(path) as partial:
-            save_file(dict(tensors), partial, metadata={"format": "pt", **header})
+            write(tensors, partial, header)
     except (OSError, SafetensorError) as error:
         raise OSError(f"cannot write {path} ({error})") from error
+
+
+def write(
+    tensors: Mapping[str, np.ndarray],
+    path: Path,
+    header: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Writes a `.safetensors` file, for those to read who may read new files here.
+
+    Args:
+      tensors: by name.
+      path: of the file.
+      header: what else it says of itself.
+
+    Raises:
+      OSError, SafetensorError: if it cannot be written; a part of it may be left.
+    """
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(dict(tensors), path, metadata={"format": "pt", **header})
+    path.chmod(mode)  # the package lets nobody else read
 
 
 def _read(path):

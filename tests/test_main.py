@@ -429,7 +429,12 @@ def test_what_fails_while_a_step_is_compiled_is_told_at_once(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize(
-    ("of", "code", "said"), [("stdout", 141, ""), ("a socket", 1, "error: a socket\n")]
+    ("of", "code", "said"),
+    [
+        ("half", 141, ""),
+        ("all", None, ""),  # what was to be done is done
+        ("a socket", 1, "error: a socket\n"),
+    ],
 )
 def test_who_reads_no_further_is_told_nothing(monkeypatch, capsys, of, code, said):
     """As `| head` does; the pipe of anything else is an error as any other."""
@@ -439,15 +444,14 @@ def test_who_reads_no_further_is_told_nothing(monkeypatch, capsys, of, code, sai
         monkeypatch.setattr(sys, "argv", ["main"])
 
         def main(args):
-            if of == "stdout":
-                os.close(reader)
-                print("lines")
-            else:
+            if of == "a socket":
                 raise BrokenPipeError(of)
+            os.close(reader)
+            print("lines", flush=of == "half")
 
         with pytest.raises(SystemExit) as exit:
             cli.run(main, cli.parse(cli.parser("A main.")))
     assert exit.value.code == code
     assert capsys.readouterr().err == said
-    if of != "stdout":
+    if of == "a socket":
         os.close(reader)

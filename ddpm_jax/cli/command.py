@@ -128,11 +128,11 @@ def run(
         if file := config.recipe(getattr(args, "config", None) or ""):
             multihost.on_primary(lambda: print(f"recipe: {file}"))
         code = main(args)
-        sys.stdout.flush()
     except KeyboardInterrupt:
         code = _failed("interrupted", 130)
     except BrokenPipeError as error:
-        code = 141 if _is_unread() else _failed(f"error: {one_line(error)}", 1)
+        unread = _is_unread("\n")  # what could not be written is gone: a flush passes
+        code = 141 if unread else _failed(f"error: {one_line(error)}", 1)
     except (ConfigError, OSError, DivergedError, multihost.RemoteError) as error:
         code = _failed(f"error: {one_line(error)}", _code_of(error))
     except jax.errors.JaxRuntimeError as error:
@@ -141,16 +141,17 @@ def run(
         if jax.process_count() == 1:
             raise
         code = _failed(traceback.format_exc(), 1)
+    _is_unread()  # what is done is done
     sys.exit(code)
 
 
-def _is_unread() -> bool:
-    """Whether nobody reads any more what is printed, as where `| head` has its lines.
+def _is_unread(text: str = "") -> bool:
+    """Prints, and returns whether nobody reads it, as where `| head` has its lines.
 
     That is no error: a program ends then, in silence, as by the signal SIGPIPE.
     """
     try:
-        print(flush=True)  # what could not be written is gone: a flush alone passes
+        print(end=text, flush=True)
     except BrokenPipeError:  # so that nothing is said of the last flush, at the exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return True

@@ -45,6 +45,7 @@ STEP = (  # a whole step, with everything in it, that compiles within a minute
     "network.num_groups=4",
     "network.attention_resolutions=()",
     "timesteps.num_steps=10",
+    "data.batch_size=64",
 )
 CONFIG = os.path.join(os.path.dirname(__file__), "..", "configs", "digits.py")
 

@@ -80,17 +80,10 @@ def save(
         raise OSError(f"cannot write {path} ({error})") from error
 
 
-def write(
-    tensors: Mapping[str, np.ndarray],
-    path: Path,
-    header: Mapping[str, str] = MappingProxyType({}),
-) -> None:
-    """Writes a `.safetensors` file, for those to read who may read new files here.
+def write(tensors: Mapping, path: Path, header: Mapping = MappingProxyType({})) -> None:
+    """Writes a new `.safetensors` file, for those to read who may read new files here.
 
-    Args:
-      tensors: by name.
-      path: of the file.
-      header: what else it says of itself.
+    Its arguments are those of `save`.
 
     Raises:
       OSError, SafetensorError: if it cannot be written; a part of it may be left.

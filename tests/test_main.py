@@ -455,3 +455,12 @@ def test_who_reads_no_further_is_told_nothing(monkeypatch, capsys, of, code, sai
     assert capsys.readouterr().err == said
     if of == "a socket":
         os.close(reader)
+
+
+def test_one_of_several_whose_output_is_unread_ends_at_once(monkeypatch):
+    """As with any error: at the usual end it would wait for the others."""
+    ended = []
+    monkeypatch.setattr(cli.jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(cli.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(cli.multihost, "exit_now", ended.append)
+    assert cli._failed("", 141) == 141 and ended == [141]

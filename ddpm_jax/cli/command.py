@@ -132,7 +132,8 @@ def run(
         code = _failed("interrupted", 130)
     except BrokenPipeError as error:
         unread = _is_unread("\n")  # what could not be written is gone: a flush passes
-        code = 141 if unread else _failed(f"error: {one_line(error)}", 1)
+        said = ("", 141) if unread else (f"error: {one_line(error)}", _code_of(error))
+        code = _failed(*said)
     except (ConfigError, OSError, DivergedError, multihost.RemoteError) as error:
         code = _failed(f"error: {one_line(error)}", _code_of(error))
     except jax.errors.JaxRuntimeError as error:
@@ -257,7 +258,8 @@ def _shared(argv: list[str]) -> dict[str, str]:
 def _failed(text: str, code: int) -> int:
     """Says what went wrong; one of several processes ends here and now."""
     try:
-        print(places.readable(text), file=sys.stderr)
+        if text:
+            print(places.readable(text), file=sys.stderr)
     finally:  # also where nobody reads it any more
         if jax.distributed.is_initialized() and jax.process_count() > 1:
             multihost.exit_now(code)

@@ -18,6 +18,7 @@ import torch
 from diffusers import DDIMScheduler, UNet2DModel
 from tqdm import tqdm
 
+from ddpm_jax.cli.command import tell_compilers
 from ddpm_jax.experiment import build as experiment
 from ddpm_jax.experiment import config
 from ddpm_jax.experiment.model import complete
@@ -156,6 +157,7 @@ def main():
     parser.add_argument("what", nargs="*", metavar="WHAT", help=", ".join(WHAT))
     parser.add_argument("--pairs", type=int, default=7)
     args = parser.parse_args()
+    tell_compilers()
     print(f"jax {jax.__version__}, torch {torch.__version__}")
     print("what                 ddpm_jax   diffusers   times as fast")
     for what in args.what or WHAT:

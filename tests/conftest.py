@@ -12,6 +12,8 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_cpu_parallel_codegen_split_count=1",
         # 80 -> 50 s for the networks' tests; jaxlib 0.12 has no such choice.
         "--xla_cpu_use_fusion_emitters=false" * version("jaxlib").startswith("0.10."),
+        # As the mains have it, see `command.tell_compilers`.
+        "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution",
         os.environ.get("XLA_FLAGS", ""),
     ]
 )

@@ -16,6 +16,7 @@ import time
 from threading import Event
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jobs import SMALL, environment, final_state
@@ -27,12 +28,14 @@ from ddpm_jax import sample as sampling_main
 from ddpm_jax import train as training_main
 from ddpm_jax.buckets.base import AwayError
 from ddpm_jax.cli import command as cli
+from ddpm_jax.compiled.topologies import LIBTPU_FLAGS
 from ddpm_jax.errors import ConfigError
 from ddpm_jax.experiment import config
 from ddpm_jax.experiment import run as runs
 from ddpm_jax.experiment.build import Checked, build
 from ddpm_jax.experiment.options import train_options
 from ddpm_jax.files import read_arrays
+from ddpm_jax.networks.convolutions import conv_3x3
 from ddpm_jax.sampling import draw
 
 TINY = (*SMALL, "train.log_every=2", "train.sample_every=6")
@@ -287,6 +290,28 @@ def test_bits_are_asked_for_before_devices_are_found(monkeypatch):
     options = train_options(config.read_config(args.config, args.overrides))
     with pytest.raises(ConfigError, match="set XLA_FLAGS=--xla_gpu_deterministic_ops"):
         training_main._check_deterministic(options)
+
+
+def test_compilers_are_told_unless_the_environment_says_something(monkeypatch):
+    choice = "--xla_cpu_experimental_ynn_fusion_type"
+    monkeypatch.setenv("XLA_FLAGS", "--of_others")
+    monkeypatch.delenv("LIBTPU_INIT_ARGS", raising=False)
+    for _ in range(2):  # a second time, nothing
+        cli.tell_compilers()
+        told = f"--of_others {choice}=-individual_convolution"
+        assert os.environ["XLA_FLAGS"] == told
+    assert os.environ["LIBTPU_INIT_ARGS"] == LIBTPU_FLAGS
+    for name, given in (("XLA_FLAGS", f"{choice}="), ("LIBTPU_INIT_ARGS", "--own")):
+        monkeypatch.setenv(name, given)
+        cli.tell_compilers()
+        assert os.environ[name] == given
+
+
+def test_xla_keeps_convolutions_on_cpus():
+    """The tests run with what the mains tell it, see conftest.py."""
+    x, kernel = jnp.ones((8, 16, 16, 32)), jnp.ones((3, 3, 32, 32))
+    program = jax.jit(conv_3x3).lower(x, kernel).compile().as_text()
+    assert " convolution(" in program and "ynn" not in program
 
 
 def test_a_run_that_diverged_can_go_on_more_slowly(workdir, tmp_path, train_here):

@@ -25,6 +25,7 @@ import jax
 import jax.export
 import jax.numpy as jnp
 
+from ddpm_jax.cli.command import tell_compilers
 from ddpm_jax.compiled import programs, text, topologies, worker
 from ddpm_jax.experiment import build, config
 from ddpm_jax.networks import layers
@@ -36,7 +37,7 @@ from ddpm_jax.training.keys import random_key
 from ddpm_jax.training.optimizers import make_optimizer
 from ddpm_jax.training.step import init_state, make_train_step
 
-os.environ.setdefault("LIBTPU_INIT_ARGS", topologies.LIBTPU_FLAGS)  # as the mains do
+tell_compilers()  # as the mains do
 
 CHANNELS, GROUPS, EPS = 64, 16, 1e-6
 STEP = (  # a whole step, with everything in it, that compiles within a minute

@@ -25,12 +25,12 @@ from ddpm_jax.experiment import plan
 # Cycles and bytes of code by one libtpu: `python tests/compiled_pieces.py` prints them.
 LIBTPU = "0.0.42.1"
 PINNED = {
-    "half a ResBlock": (35_615, 987_136),
-    "attention": (87_598, 1_380_352),
-    "optimizer": (90_056, 872_960),
-    "training step": (560_277, 7_983_104),
-    "sampler": (1_305_296, 2_238_464),
-    "exported sampler": (1_271_397, 2_909_696),
+    "half a ResBlock": (35_615, 994_304),
+    "attention": (87_598, 1_241_088),
+    "optimizer": (90_056, 495_616),
+    "training step": (549_006, 4_945_920),
+    "sampler": (1_305_296, 1_333_248),
+    "exported sampler": (1_271_397, 2_002_432),
 }
 ROOM = 0.05
 

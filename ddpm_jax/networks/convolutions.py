@@ -69,20 +69,12 @@ def _phases(kernel, axis):
     )
 
 
+@jax.custom_vjp
 def _transposed(x, kernel):
     """To repeat is to convolve zeros between pixels with a 2 x 2 box: 4 x 4 in all."""
-    for axis in (0, 1):
-        before, after = ([(0, 0)] * 4 for _ in range(2))
-        before[axis], after[axis] = (1, 0), (0, 1)
-        kernel = jnp.pad(kernel, before) + jnp.pad(kernel, after)
-    return _transposed_4x4(x, kernel)
-
-
-@jax.custom_vjp
-def _transposed_4x4(x, kernel):
     return jax.lax.conv_general_dilated(
         x,
-        kernel,
+        _boxed(kernel),
         window_strides=(1, 1),
         padding=((2, 2), (2, 2)),
         lhs_dilation=(2, 2),
@@ -90,23 +82,33 @@ def _transposed_4x4(x, kernel):
     )
 
 
+def _boxed(kernel):
+    for axis in (0, 1):
+        before, after = ([(0, 0)] * 4 for _ in range(2))
+        before[axis], after[axis] = (1, 0), (0, 1)
+        kernel = jnp.pad(kernel, before) + jnp.pad(kernel, after)
+    return kernel
+
+
 def _transposed_forward(x, kernel):
-    return _transposed_4x4(x, kernel), (x, kernel)
+    return _transposed(x, kernel), (x, kernel)
 
 
 def _transposed_backward(kept, dy):
     """Through its adjoint of stride 2: the compiler would reverse whole images."""
     x, kernel = kept
+    turned = _boxed(kernel)[::-1, ::-1]
 
-    def adjoint(kernel):
-        flipped = kernel[::-1, ::-1].swapaxes(2, 3)
-        return _conv(dy, flipped, strides=(2, 2))
+    def adjoint(turned):
+        return _conv(dy, turned.swapaxes(2, 3), strides=(2, 2))
 
-    (dkernel,) = jax.linear_transpose(adjoint, kernel)(x)
-    return adjoint(kernel), dkernel
+    (dturned,) = jax.linear_transpose(adjoint, turned)(x)
+    shifts = [(i, j) for i in (0, 1) for j in (0, 1)]
+    dkernel = sum(dturned[i : i + 3, j : j + 3] for i, j in shifts)
+    return adjoint(turned), dkernel[::-1, ::-1]
 
 
-_transposed_4x4.defvjp(_transposed_forward, _transposed_backward)
+_transposed.defvjp(_transposed_forward, _transposed_backward)
 
 
 @jax.custom_vjp

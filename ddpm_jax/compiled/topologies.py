@@ -15,9 +15,10 @@ from ddpm_jax.compiled.h100 import TARGET
 from ddpm_jax.errors import ConfigError, reason, unknown
 from ddpm_jax.files import of_machine
 
-# The compiler for TPUs unrolls what fits into its window, of 16 MiB if it is not told,
-# and writes the program of each operation anew, though networks repeat them. With these
-# the CIFAR-10 step has half the code, for 2 % more cycles by the compiler's estimate.
+# The compiler for TPUs unrolls what fits into its window, of 16 MiB if it is not told:
+# three quarters halve the time to compile a residual block, for 2 % more cycles. And it
+# writes the program of each operation anew, though networks repeat them: where equal
+# ones are calls, the code of the CIFAR-10 step is 113 instead of 203 MB.
 LIBTPU_FLAGS = (
     "--xla_tpu_scoped_vmem_limit_kib=12288 --xla_tpu_enable_deduplicated_calls=enabled"
 )

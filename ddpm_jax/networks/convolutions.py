@@ -95,7 +95,10 @@ def _transposed_forward(x, kernel):
 
 
 def _transposed_backward(kept, dy):
-    """Through its adjoint of stride 2: the compiler would reverse whole images."""
+    """Through its adjoint of stride 2: the compiler would reverse whole images.
+
+    The box is the same when it is turned, so the gradient is summed before it is.
+    """
     x, kernel = kept
     turned = _boxed(kernel)[::-1, ::-1]
 

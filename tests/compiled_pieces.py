@@ -60,14 +60,14 @@ class HalfResBlock(nn.Module):
         return Conv3x3(CHANNELS, "float32", name="conv")(h)
 
 
-def block(module, devices):
+def block(module, devices, size=8, images=32):
     """A block and its gradient; batches go last but one, or layout copies dominate."""
 
     def loss(params, x):
         out = module.apply(params, x.transpose(2, 0, 1, 3))
         return jnp.sum(out.transpose(1, 2, 0, 3) ** 2)
 
-    shape = jax.ShapeDtypeStruct((8, 8, 32, CHANNELS), jnp.float32)
+    shape = jax.ShapeDtypeStruct((size, size, images, CHANNELS), jnp.float32)
     params = jax.eval_shape(
         lambda x: module.init(jax.random.key(0), x.transpose(2, 0, 1, 3)), shape
     )
@@ -123,6 +123,7 @@ def lowered(devices):
     built = build.build(settings)
     attention = layers.Attention(1, GROUPS, EPS, "float32")
     yield "half a ResBlock", block(HalfResBlock(), devices)
+    yield "of four larger images", block(HalfResBlock(), devices, 16, 4)
     yield "attention", block(attention, devices)
     yield "optimizer", optimizer(devices)
     yield "training step", worker.lower_training(built, devices)

@@ -26,6 +26,7 @@ from ddpm_jax.experiment import plan
 LIBTPU = "0.0.42.1"
 PINNED = {
     "half a ResBlock": (35_615, 994_304),
+    "of four larger images": (81_083, 1_044_992),
     "attention": (87_598, 1_241_088),
     "optimizer": (90_056, 495_616),
     "training step": (549_006, 4_945_920),

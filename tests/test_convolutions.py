@@ -79,6 +79,21 @@ def test_a_gpu_gets_the_same_function(request, dtype, offset):
 
 
 @pytest.mark.parametrize("platform", ["cpu", "tpu", "cuda"])
+@pytest.mark.parametrize(
+    ("images", "channels", "laid_out"), [(2, 8, True), (1, 8, False), (2, 3, False)]
+)
+def test_how_images_lie_on_a_tpu(platform, images, channels, laid_out):
+    """[height, width, images, channels], but one image, or one of colours."""
+    layer, x = convolutions.Conv3x3(channels, jnp.float32), np.ones((images, 4, 6, 8))
+    traced = jax.jit(lambda x: layer.init_with_output(KEYS[0], x)[0]).trace(x)
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    asked = laid_out and platform == "tpu"
+    assert text.count("LayoutConstraint") == asked
+    # From the last axis to the first.
+    assert ("result_layouts = [dense<[3, 0, 2, 1]>" in text) == asked
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu", "cuda"])
 def test_what_is_asked_of_compilers(platform):
     """Of a GPU's: the kernel's gradient in the kernel's layout, no image of biases."""
     traced = jax.jit(lambda offset: pulled(jnp.float32, offset)).trace(np.ones((2, 5)))

@@ -143,6 +143,22 @@ def _apart(x):
     return jax.lax.platform_dependent(x, cuda=barrier, default=lambda x: x)
 
 
+@functools.partial(jax.jit, inline=True)
+def _pixels_first(x):
+    """On a TPU, what convolutions read and write lies as they do: images next to last.
+
+    Its compiler knows, but where attention wants images first, it turns whole blocks
+    back and forth, and fewer than eight images it cuts into strips. What is one image
+    or has few channels lies better otherwise.
+    """
+    if x.shape[0] == 1 or x.shape[-1] < 8:
+        return x
+    order = Layout((1, 2, 0, 3))
+    return jax.lax.platform_dependent(
+        x, tpu=lambda x: with_layout_constraint(x, order), default=lambda x: x
+    )
+
+
 class Conv3x3(nn.Module):
     """A 3 x 3 convolution with a bias, and what each example adds to it.
 
@@ -171,4 +187,4 @@ class Conv3x3(nn.Module):
         bias = (bias[None] + offset)[:, None, None]
         x, kernel, bias = (jnp.asarray(a, self.dtype) for a in (x, kernel, bias))
         x = self.convolve(x, laid_out(kernel))
-        return (_apart(x) if of_example else x) + bias
+        return _pixels_first((_apart(x) if of_example else x) + bias)

@@ -33,6 +33,8 @@ from ddpm_jax.version import VERSION
 PLATFORMS = ("cpu", "cuda", "tpu")
 # What a file of JAX's format may hold, less some room for the program itself.
 _MOST = 2**31 - 2**26
+# How images lie on a TPU: XLA knows it everywhere, JAX promises nothing for it.
+_HINTS = (export.DisabledSafetyCheck.custom_call("LayoutConstraint"),)
 # What JAX says of such files: docs.jax.dev/en/latest/export, compatibility guarantees.
 _WINDOW = (
     "read by a JAX released up to 6 months after this one, or up to 3 weeks before it; "
@@ -96,7 +98,7 @@ def trace_sampler(
     given += [of_each] if model.num_classes else []
     traced = jax.jit(draw if is_apart else draw_as_trained)
     try:
-        return export.export(traced, platforms=platforms)(
+        return export.export(traced, platforms=platforms, disabled_checks=_HINTS)(
             *([jax.eval_shape(lambda: tensors)] if is_apart else []), *given
         )
     except TypeError as error:  # as of len(x) of a batch

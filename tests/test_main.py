@@ -301,10 +301,16 @@ def test_compilers_are_told_unless_the_environment_says_something(monkeypatch):
         told = f"--of_others {choice}=-individual_convolution"
         assert os.environ["XLA_FLAGS"] == told
     assert os.environ["LIBTPU_INIT_ARGS"] == LIBTPU_FLAGS
-    for name, given in (("XLA_FLAGS", f"{choice}="), ("LIBTPU_INIT_ARGS", "--own")):
+    window, calls = LIBTPU_FLAGS.split()
+    smaller = f"{window.partition('=')[0]}=4096"
+    for name, given, told in (
+        ("XLA_FLAGS", f"{choice}=", f"{choice}="),
+        ("LIBTPU_INIT_ARGS", "--own", f"--own {window} {calls}"),
+        ("LIBTPU_INIT_ARGS", f"{smaller}  --own", f"{smaller}  --own {calls}"),
+    ):
         monkeypatch.setenv(name, given)
         cli.tell_compilers()
-        assert os.environ[name] == given
+        assert os.environ[name] == told
 
 
 def test_xla_keeps_convolutions_on_cpus():

@@ -18,7 +18,7 @@ import jax
 
 from ddpm_jax import buckets, places
 from ddpm_jax.buckets.base import AwayError
-from ddpm_jax.compiled.topologies import LIBTPU_FLAGS
+from ddpm_jax.compiled.topologies import LIBTPU_FLAGS, with_flags
 from ddpm_jax.distributed import multihost
 from ddpm_jax.errors import ConfigError, one_line
 from ddpm_jax.experiment import config
@@ -294,20 +294,17 @@ _OF_MACHINES = ("INTERNAL", "UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED", "DATA
 
 
 # XLA for CPUs has convolutions of its own, which are faster than YNNPACK's.
-_CPU_CHOICE = "--xla_cpu_experimental_ynn_fusion_type"
+_XLA_FLAGS = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
 
 
 def tell_compilers() -> None:
-    """Tells XLA's compilers what suits us, unless the environment says something of it.
+    """Tells XLA's compilers what suits us, where the environment says nothing of it.
 
     They read it when JAX looks for devices: that of TPUs is not to unroll what takes
     long to compile, that of CPUs to keep its convolutions.
     """
-    os.environ.setdefault("LIBTPU_INIT_ARGS", LIBTPU_FLAGS)
-    flags = os.environ.get("XLA_FLAGS", "")
-    if _CPU_CHOICE not in flags:
-        chosen = f"{_CPU_CHOICE}=-individual_convolution"
-        os.environ["XLA_FLAGS"] = f"{flags} {chosen}".strip()
+    for name, ours in (("LIBTPU_INIT_ARGS", LIBTPU_FLAGS), ("XLA_FLAGS", _XLA_FLAGS)):
+        os.environ[name] = with_flags(os.environ.get(name, ""), ours)
 
 
 def _cache_programs() -> None:

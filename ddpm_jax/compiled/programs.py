@@ -19,7 +19,7 @@ import jax
 
 from ddpm_jax import files, places
 from ddpm_jax.compiled import text, topologies
-from ddpm_jax.compiled.topologies import LIBTPU_FLAGS, Topology
+from ddpm_jax.compiled.topologies import Topology
 from ddpm_jax.errors import ConfigError
 
 
@@ -123,8 +123,7 @@ def ask(
     Raises:
       ConfigError: one line: what the compiler says.
     """
-    environment = {"LIBTPU_INIT_ARGS": LIBTPU_FLAGS, **os.environ}
-    environment |= topologies.ENVIRONMENT
+    environment = os.environ | topologies.ENVIRONMENT | _libtpu_args()
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)  # ours holds what is said, too
     worker = [sys.executable, "-m", "ddpm_jax.compiled.worker"]
     with tempfile.TemporaryFile("w+") as noise:
@@ -168,12 +167,15 @@ def _path(lowered, topology):
 def _versions(topology):
     """All beside the program that decides what a compiler makes, or how it is read."""
     plugin, _ = topologies.PLUGINS[topology.platform]
-    flags = [
-        os.environ.get("XLA_FLAGS", ""),
-        os.environ.get("LIBTPU_INIT_ARGS", LIBTPU_FLAGS),
-    ]
+    flags = [os.environ.get("XLA_FLAGS", ""), *_libtpu_args().values()]
     version = metadata.version(plugin)
     return "\n".join([_FORMAT, jax.__version__, plugin, version, *flags])
+
+
+def _libtpu_args():
+    name = "LIBTPU_INIT_ARGS"
+    given = os.environ.get(name, "")
+    return {name: topologies.with_flags(given, topologies.LIBTPU_FLAGS)}
 
 
 _FORMAT = "1"  # grows when something else is read

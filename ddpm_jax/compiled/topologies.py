@@ -125,6 +125,13 @@ def parse(name: str) -> Topology:
     return Topology(f"{kind}:{'x'.join(map(str, sides))}", chip, sides)
 
 
+def with_flags(given: str, ours: str) -> str:
+    """Returns the flags of an environment, and those of ours that it does not name."""
+    named = {flag.partition("=")[0] for flag in given.split()}
+    more = [flag for flag in ours.split() if flag.partition("=")[0] not in named]
+    return " ".join([given, *more]).strip()
+
+
 def missing(topology: Topology) -> str | None:
     """Returns what to install to compile for a topology, or None if it is here."""
     module, extra = PLUGINS[topology.platform]

@@ -59,9 +59,10 @@ def row(recipe: str, name: str, changes: list[str]) -> list[str]:
     batches = -(-estimates.NUM_SAMPLES // plan.batch_size)
     of_peak = share * plan.step_flops / time.total / topology.chip.flops
     reduced = sum(step.all_reduces) / 1e6
+    unsaid = f" and {step.unsaid} without" if step.unsaid else ""
     return [
         *cells,
-        f"{step.total_cycles / 1e6:,.2f}",
+        f"{step.total_cycles / 1e6:,.2f}{unsaid}",
         f"{1000 * time.total:,.2f}",
         f"{plan.batch_size / time.total:,.0f}",
         f"{100 * of_peak:.1f} %",

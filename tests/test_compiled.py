@@ -127,6 +127,13 @@ def test_cycles_are_those_of_what_is_taken():
         text.parse("HloModule nothing")
 
 
+def test_an_estimate_that_is_none_is_left_out_and_counted():
+    assert text.unsaid(text.parse(TEXT)) == 0
+    none = text.parse(TEXT.replace(CYCLES % 3, CYCLES % (2**64 - 1)))
+    assert sum(text.cycles_by_name(none).values()) == 5 * 100 + 20
+    assert text.unsaid(none) == 1
+
+
 def test_bytes_fusions_and_exchanges():
     module = text.parse(TEXT)
     assert text.all_reduces(module) == [8 * 4 * 4 + 3 * 2] * 5
@@ -292,6 +299,8 @@ def test_the_report_holds_the_numbers():
     large = {**made_of().memory, "temporary": 2**35}
     assert "does NOT fit into 16 GiB" in report(made_of(memory=large))
     assert "counts as one turn" in report(made_of(lengths_known=False))
+    assert "no estimate of 1 of" in " ".join(report(made_of(unsaid=1)).split())
+    assert "no estimate" not in report(made_of())
     few = made._replace(batch_size=28)
     warned = estimates.report(topology, few, made_of(), made_of(), lighter)
     assert "fewer than 8 images on a device" in " ".join(warned.split())
@@ -385,14 +394,14 @@ needs_libtpu = pytest.mark.skipif(
 )
 
 
-def run(*command, **environment):
+def run(*command, check=True, **environment):
     """In a process that finds nothing set but what a user's shell has."""
     unset = ("XLA_FLAGS", "JAX_PLATFORMS", *topologies.ENVIRONMENT)
     kept = {name: value for name, value in os.environ.items() if name not in unset}
     return subprocess.run(
         [sys.executable, *map(str, command)],
         env=kept | environment,
-        check=True,
+        check=check,
         capture_output=True,
         text=True,
         cwd=HERE.parent,
@@ -431,6 +440,27 @@ def test_the_pieces_are_as_fast_and_as_small_as_before(pieces):
     for name, pinned in PINNED.items():
         made = pieces["pieces"][name]["cycles"], pieces["pieces"][name]["code"]
         assert np.all(np.array(made) <= (1 + ROOM) * np.array(pinned)), (name, made)
+
+
+FLAGS = topologies.LIBTPU_FLAGS.split()
+TELL = "from ddpm_jax.compiled.topologies import *; devices(parse('v5e:2x2'))"
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+    "flags, fails",
+    [
+        ([flag for flag in FLAGS if "undefok" not in flag], False),
+        ([*FLAGS, "--unknown=1"], True),
+        ([*FLAGS[:-1], "--unknown=1", f"{FLAGS[-1]},unknown"], False),
+    ],
+    ids=["known", "of others", "of ours"],
+)
+def test_the_compiler_knows_our_flags_and_an_older_one_would_go_on(flags, fails):
+    given = {"LIBTPU_INIT_ARGS": " ".join(flags), **topologies.ENVIRONMENT}
+    made = run("-c", TELL, check=False, **given)
+    assert bool(made.returncode) == fails, made.stderr[-500:]
+    assert ("unknown" in made.stderr) == fails
 
 
 @needs_libtpu

@@ -137,6 +137,10 @@ def report(
         )
     if not (training.lengths_known and sampling.lengths_known):
         notes.append("A loop of unknown length counts as one turn.")
+    if unsaid := training.unsaid + sampling.unsaid:
+        notes.append(
+            f"Too short: the compiler has no estimate of {unsaid} of the operations."
+        )
     return "\n".join([table(rows), *notes])
 
 

@@ -37,6 +37,7 @@ class Compiled(NamedTuple):
       lengths_known: whether all of its loops count up to a constant.
       refused: what the compiler said instead, where it does not fit into the memory.
       cached: whether it was compiled before.
+      unsaid: how many operations `cycles` leaves out, as the compiler has no estimate.
     """
 
     seconds: float
@@ -48,6 +49,7 @@ class Compiled(NamedTuple):
     lengths_known: bool
     refused: str | None = None
     cached: bool = False
+    unsaid: int = 0
 
     @property
     def total_cycles(self) -> int:
@@ -104,6 +106,7 @@ def read(program, seconds: float) -> Compiled:
         traffic=text.traffic(module),
         host_transfers=len(text.host_transfers(module)),
         lengths_known=all(one.known for one in text.taken(module)),
+        unsaid=text.unsaid(module),
     )
 
 

@@ -30,6 +30,15 @@ class Instruction(NamedTuple):
     @property
     def cycles(self) -> int:
         """What the compiler for TPUs estimates, 0 where it says nothing."""
+        return 0 if self.is_unsaid else self._said
+
+    @property
+    def is_unsaid(self) -> bool:
+        """Whether the estimate is none, as 2^64 - 1."""
+        return self._said >= 2**63
+
+    @property
+    def _said(self):
         return int(_found(r'"estimated_cycles":"(\d+)"', self.line) or 0)
 
     @property
@@ -110,6 +119,11 @@ def cycles_by_name(module: Module) -> Counter[tuple[str, str]]:
             key = one.instruction.op_name, one.instruction.opcode
             total[key] += one.times * one.instruction.cycles
     return total
+
+
+def unsaid(module: Module) -> int:
+    """Returns of how many operations that are taken the compiler has no estimate."""
+    return sum(one.instruction.is_unsaid for one in taken(module))
 
 
 def all_reduces(module: Module) -> list[int]:

@@ -16,12 +16,18 @@ from ddpm_jax.errors import ConfigError, reason, unknown
 from ddpm_jax.files import of_machine
 
 # The compiler for TPUs unrolls what fits into its window, of 16 MiB if it is not told:
-# less halves the time to compile a residual block, for 2 % more cycles. And it writes
-# the program of each operation anew, though networks repeat them: where equal ones are
-# calls, the code of the CIFAR-10 step is half as large.
-LIBTPU_FLAGS = (
-    "--xla_tpu_scoped_vmem_limit_kib=11264 --xla_tpu_enable_deduplicated_calls=enabled"
-)
+# less halves the time to compile a residual block, for 2 % more cycles. It writes the
+# program of each operation anew, though networks repeat them: where equal ones are
+# calls, the code of the CIFAR-10 step is half as large. And large products overflow the
+# stacks of its threads (signal 11), which are small. A version that does not know one
+# of these goes on without it.
+_FLAGS = {
+    "xla_tpu_scoped_vmem_limit_kib": 11264,
+    "xla_tpu_enable_deduplicated_calls": "enabled",
+    "fibers_default_thread_stack_size": 8 * 2**20,
+}
+_FLAGS["undefok"] = ",".join(_FLAGS)
+LIBTPU_FLAGS = " ".join(f"--{name}={value}" for name, value in _FLAGS.items())
 
 
 class Chip(NamedTuple):

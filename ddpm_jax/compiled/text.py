@@ -34,8 +34,8 @@ class Instruction(NamedTuple):
 
     @property
     def is_unsaid(self) -> bool:
-        """Whether the estimate is none, as 2^64 - 1."""
-        return self._said >= 2**63
+        """Whether the estimate is none: the largest number, 2^63 - 1."""
+        return self._said >= 2**63 - 1
 
     @property
     def _said(self):

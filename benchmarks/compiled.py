@@ -60,14 +60,16 @@ def row(recipe: str, name: str, changes: list[str]) -> list[str]:
     of_peak = share * plan.step_flops / time.total / topology.chip.flops
     reduced = sum(step.all_reduces) / 1e6
     unsaid = f" and {step.unsaid} without" if step.unsaid else ""
+    cycles = f"{step.total_cycles / 1e6:,.2f}{unsaid}" if step.cycles else ""
+    code = step.memory["code"]
     return [
         *cells,
-        f"{step.total_cycles / 1e6:,.2f}{unsaid}",
+        cycles,
         f"{1000 * time.total:,.2f}",
         f"{plan.batch_size / time.total:,.0f}",
         f"{100 * of_peak:.1f} %",
         f"{step.num_bytes / 1e6:,.0f}",
-        f"{step.memory['code'] / 1e6:,.1f}",
+        f"{code / 1e6:,.1f}" if code else "",
         f"{len(step.all_reduces)}, {reduced:,.1f} MB",
         f"{step.seconds:,.0f}",
         f"{batches * calls.total / 3600:,.2f}",

@@ -443,6 +443,13 @@ def test_the_pieces_are_as_fast_and_as_small_as_before(pieces):
 
 
 FLAGS = topologies.LIBTPU_FLAGS.split()
+
+
+def test_each_of_our_flags_may_be_left_out():
+    *names, last = [flag.removeprefix("--").split("=")[0] for flag in FLAGS]
+    assert FLAGS[-1] == f"--{last}={','.join(names)}" and last == "undefok"
+
+
 TELL = "from ddpm_jax.compiled.topologies import *; devices(parse('v5e:2x2'))"
 
 

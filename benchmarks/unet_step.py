@@ -149,8 +149,8 @@ WHAT = {
 def keep_memory():
     """Has the C library (glibc) keep memory that is free, for both sides.
 
-    In a training, steps find room that tracing and compiling have left; here those of
-    the digits would ask the system for their 43 MB anew, a quarter of their time.
+    In `ddpm_jax.train`, most steps of the digits find room that is left in the process;
+    here each would ask the system for its 43 MB anew, a quarter of its time.
     """
     trim_threshold, mmap_threshold = -1, -3
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
